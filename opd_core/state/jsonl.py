@@ -1,0 +1,75 @@
+"""Append-only files of one JSON object a line: rollouts and metrics, complete and outside SQLite."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from opd_core.paths import fsync_path
+
+
+def finite(value: Any) -> Any:
+    """The same data with NaN and infinities as None: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def dump_line(record: Mapping[str, Any]) -> str:
+    """One record as strict JSON on one line, without the line end."""
+    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
+
+
+class JsonlFile:
+    """An append-only file; the folder and the file are made, private, with the first line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write the records and hand them to the system; a torn line left by a kill is ended first."""
+        text = "".join(f"{dump_line(record)}\n" for record in records)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    text = f"\n{text}"
+            file.write(text.encode("utf-8", errors="backslashreplace"))
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The complete records in order; a torn line (a kill in mid-write) is skipped."""
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+
+    def synced_size(self) -> int:
+        """Length in bytes, after everything up to there is on the disk."""
+        if not self.path.exists():
+            return 0
+        fsync_path(self.path)
+        return self.path.stat().st_size
+
+    def cut(self, size: int) -> None:
+        """Drop everything beyond `size` bytes; a shorter file stays as it is."""
+        if self.path.exists() and self.path.stat().st_size > size:
+            os.truncate(self.path, size)
