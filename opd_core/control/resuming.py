@@ -1,0 +1,47 @@
+"""What a resume may change in a run, and why some runs cannot be resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opd_core.config import RunConfig, parse_config
+from opd_core.errors import ConfigError
+from opd_core.state.rows import RunRow
+
+
+def why_not_resumable(row: RunRow) -> str:
+    """The refusal for a run in a state that nothing resumes from, and what to do instead."""
+    if row.state == "completed":
+        return (
+            f"Run {row.run_id} is completed. To train further, start a new run with student_adapter_path "
+            f"{row.final_adapter_path or 'set to its adapter'}."
+        )
+    return f"Run {row.run_id} is {row.state}; only a stopped, failed or interrupted run can be resumed."
+
+
+def changed_config(
+    row: RunRow, num_training_steps: int | None, max_budget_usd: float | None, confirmed: bool
+) -> RunConfig:
+    """The run's configuration with what a resume may change: more steps, another budget.
+
+    Raises:
+        ConfigError: fewer steps than before, or a larger budget without `confirmed`.
+    """
+    changes: dict[str, Any] = {}
+    steps, budget = row.config["num_training_steps"], row.config["max_budget_usd"]
+    if num_training_steps is not None:
+        if num_training_steps < steps:
+            raise ConfigError(
+                f"num_training_steps {num_training_steps} is less than the run's {steps}. Give more, or leave it out.",
+                field="num_training_steps",
+            )
+        changes["num_training_steps"] = num_training_steps
+    if max_budget_usd is not None:
+        if max_budget_usd > budget and not confirmed:
+            raise ConfigError(
+                f"max_budget_usd {max_budget_usd:g} is more than the run's {budget:g}. Ask the user, then call again "
+                "with confirmed true.",
+                field="max_budget_usd",
+            )
+        changes["max_budget_usd"] = float(max_budget_usd)
+    return parse_config(row.config | changes)

@@ -1,0 +1,253 @@
+"""The use cases of runs, called alike by tools, routes and the command line. Each call stands alone.
+
+Every question first makes the answer true: runs whose worker died are recorded as such, and the next queued job is
+started when none runs.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from opd_core.comparison import ComparisonSpec
+from opd_core.config import RunConfig, parse_config
+from opd_core.config_io import to_yaml
+from opd_core.control.logs import log_tail
+from opd_core.control.preflight import Preflight, check, check_comparison
+from opd_core.control.resuming import changed_config, why_not_resumable
+from opd_core.control.supervisor import Supervisor
+from opd_core.errors import ConfigError, HomeError, StateError
+from opd_core.paths import HomePaths, check_run_id, new_run_id, write_whole
+from opd_core.roots import Roots
+from opd_core.state.events import Event
+from opd_core.state.metrics import MAX_POINTS, Series
+from opd_core.state.rows import Line, RunRow
+from opd_core.state.store import RunStore
+from opd_core.types import RESUMABLE_STATES, RunState, clean_text
+
+
+@dataclass(frozen=True)
+class RunLimits:
+    """What a person set for this install and no call can raise: folders, and the ceiling of one run's budget."""
+
+    roots: Roots
+    max_budget_usd: float = 100.0
+
+
+class Runs:
+    """The runs of one home. Makes nothing until a run is started."""
+
+    def __init__(
+        self,
+        home: HomePaths,
+        limits: RunLimits,
+        *,
+        supervisor: Supervisor | None = None,
+        preflight: Callable[..., Preflight] = check,
+        comparison_preflight: Callable[[ComparisonSpec, RunConfig, Roots], ComparisonSpec] = check_comparison,
+    ) -> None:
+        self._home, self._limits = home, limits
+        self._preflight, self._comparison_preflight = preflight, comparison_preflight
+        self._store = RunStore(home.database)
+        self._supervisor = supervisor or Supervisor(home, self._store)
+
+    def start(self, config: RunConfig) -> RunRow:
+        """Check, record and start (or queue) a run; the same client_request_id gives the same run again.
+
+        Raises:
+            OPDError: refused; no row, file or lock is left behind.
+        """
+        repeated = self._store.find_request(config.client_request_id)
+        if repeated is not None:
+            return self.status(repeated.run_id)
+        found = self._check(config)
+        self._home.prepare()
+
+        def create(run_id: str) -> RunRow:
+            resolved = found.config.model_copy(update={"run_id": run_id})
+            with self._config_file(resolved) as write:
+                return self._store.create(
+                    run_id,
+                    "distillation",
+                    resolved.model_dump(mode="json"),
+                    total_steps=resolved.num_training_steps,
+                    session_id=resolved.session_id,
+                    client_request_id=resolved.client_request_id,
+                    warnings=found.warnings,
+                    before_commit=write,
+                )
+
+        row = self._create_under_free_id("opd", config.run_id, create)
+        self._supervisor.start_next_queued()
+        return replace(self._view(self._store.get(row.run_id)), message=" ".join(found.warnings))
+
+    def start_comparison(self, spec: ComparisonSpec) -> RunRow:
+        """Queue a comparison of adapters on the held-out prompts of a run.
+
+        Raises:
+            RunNotFoundError: no such run.
+            PathError: an adapter lies outside the allowed folders or does not exist.
+        """
+        source = self._store.resolve(spec.run_id)
+        if source.kind != "distillation":
+            raise StateError(f"{source.run_id} is a comparison; name a distillation run to compare adapters of.")
+        checked = self._comparison_preflight(spec, parse_config(source.config), self._limits.roots)
+
+        def create(job_id: str) -> RunRow:
+            named = checked.model_copy(update={"job_id": job_id, "run_id": source.run_id})
+            return self._store.create(job_id, "comparison", named.model_dump(mode="json"))
+
+        row = self._create_under_free_id("cmp", spec.job_id, create)
+        return self.status(row.run_id)
+
+    def status(self, run_id: str | None = None) -> RunRow:
+        """The run as it is now; None or "latest": the current distillation, else the latest.
+
+        Raises:
+            RunNotFoundError: no such run.
+        """
+        self._supervisor.reconcile()
+        self._supervisor.start_next_queued()
+        return self._view(self._store.resolve(run_id))
+
+    def list(
+        self,
+        session_id: str | None = None,
+        state: RunState | None = None,
+        limit: int = 10,
+        cursor: str | None = None,
+    ) -> tuple[builtins.list[RunRow], str | None]:
+        """The newest runs first, and the cursor of the next page (None on the last one)."""
+        if cursor is not None and not cursor.isdecimal():
+            shown = clean_text(cursor, 40)
+            raise ConfigError(
+                f"cursor {shown!r} is not one; give the next_cursor of the answer before.", field="cursor"
+            )
+        self._supervisor.reconcile()
+        before = None if cursor is None else min(int(cursor), 2**62)
+        rows = self._store.list(session_id=session_id, state=state, limit=limit + 1, before_number=before)
+        return rows[:limit], str(rows[limit - 1].number) if len(rows) > limit else None
+
+    def metrics(
+        self,
+        run_id: str | None = None,
+        series: Series = "train",
+        since_step: int | None = None,
+        points: int = MAX_POINTS,
+    ) -> builtins.list[Line]:
+        """Up to `points` metric lines after `since_step`, evenly spread; the last one is always there."""
+        return self._store.metrics(self._store.resolve(run_id).run_id, series, since_step, points)
+
+    def events(self, run_id: str | None = None, after: int = 0, limit: int = 100) -> builtins.list[Event]:
+        """Up to `limit` events (of one run, or all) after sequence number `after`, oldest first."""
+        return self._store.events(run_id, after, limit)
+
+    def stop(self, run_id: str | None = None, timeout_seconds: float = 20.0, force: bool = False) -> RunRow:
+        """Ask a run to stop and wait; `stopping` in the answer means that it is not there yet.
+
+        With `force` a worker that has not stopped in time is killed. A run that has ended is returned as it is.
+        """
+        self._supervisor.reconcile()
+        row = self._store.resolve(run_id)
+        return self._view(self._supervisor.stop(row.run_id, timeout_seconds, force))
+
+    def resume(
+        self,
+        run_id: str | None = None,
+        num_training_steps: int | None = None,
+        max_budget_usd: float | None = None,
+        confirmed: bool = False,
+    ) -> RunRow:
+        """Queue a stopped, failed or interrupted run again; it goes on from its last checkpoint.
+
+        Raises:
+            StateError: it is in another state.
+            ConfigError: fewer steps than before, or a larger budget without `confirmed`.
+        """
+        self._supervisor.reconcile()
+        row = self._store.resolve(run_id)
+        if row.state not in RESUMABLE_STATES:
+            raise StateError(why_not_resumable(row))
+        if row.kind == "comparison":
+            self._store.requeue(row.run_id, config=row.config, total_steps=0)
+            return self.status(row.run_id)
+        config = self._check(changed_config(row, num_training_steps, max_budget_usd, confirmed)).config
+        self._home.prepare()
+        self._store.requeue(
+            row.run_id,
+            config=config.model_dump(mode="json"),
+            total_steps=config.num_training_steps,
+            before_commit=lambda: write_whole(self._home.config(row.run_id), to_yaml(config)),
+        )
+        return self.status(row.run_id)
+
+    def comparison_result(self, job_id: str) -> dict[str, Any]:
+        """What a completed comparison found.
+
+        Raises:
+            StateError: it is not a comparison, or has not completed.
+        """
+        row = self.status(job_id)
+        if row.kind != "comparison" or row.state != "completed" or row.result_path is None:
+            raise StateError(
+                f"{row.run_id} is a {row.kind} in state {row.state}; only a completed comparison has a result."
+            )
+        try:
+            result: dict[str, Any] = json.loads(Path(row.result_path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StateError(f"The result of {row.run_id} cannot be read ({error}). Compare again.") from error
+        return result
+
+    def _check(self, config: RunConfig) -> Preflight:
+        return self._preflight(config, self._home, self._limits.roots, max_budget_usd=self._limits.max_budget_usd)
+
+    @contextlib.contextmanager
+    def _config_file(self, config: RunConfig) -> Iterator[Callable[[], None]]:
+        """What writes the configuration's YAML inside a transaction; the file goes when the transaction fails."""
+        path = self._home.config(config.run_id or "")
+        is_written = False
+
+        def write() -> None:
+            nonlocal is_written
+            try:
+                write_whole(path, to_yaml(config))
+            except OSError as error:
+                raise HomeError(f"The configuration cannot be written to {path}: {error.strerror}.") from error
+            is_written = True
+
+        try:
+            yield write
+        except BaseException:
+            if is_written:
+                path.unlink(missing_ok=True)
+            raise
+
+    def _create_under_free_id(self, prefix: str, wanted: str | None, create: Callable[[str], RunRow]) -> RunRow:
+        """Create under the wanted id, or one made from the time with a suffix when another start was as quick."""
+        if wanted is not None:
+            self._refuse_leftovers(check_run_id(wanted))
+            return create(wanted)
+        for attempt in range(3):
+            run_id = new_run_id(prefix, taken=attempt > 0)
+            try:
+                self._refuse_leftovers(run_id)
+                return create(run_id)
+            except StateError:
+                continue
+        raise StateError("No free run id was found. Call again.")
+
+    def _refuse_leftovers(self, run_id: str) -> None:
+        """Files of a run whose row is gone must not be taken for this one's."""
+        for path in (self._home.config(run_id), self._home.checkpoints(run_id), self._home.log(run_id)):
+            if path.exists():
+                raise StateError(f"run_id {run_id!r} is taken: {path} exists. Choose another one or leave it out.")
+
+    def _view(self, row: RunRow) -> RunRow:
+        if row.state not in ("failed", "interrupted"):
+            return row
+        return replace(row, last_log_lines=log_tail(self._home.log(row.run_id)))

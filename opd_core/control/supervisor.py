@@ -1,0 +1,174 @@
+"""Starting, judging and stopping workers. One job runs per home; the rest wait in order.
+
+A starter takes the device lock and the run's lock itself and hands both to the worker as open descriptors, so that
+there is no moment in which a claimed run has no living owner. Only then is the row claimed. Whoever finds a live row
+whose run lock is free knows that its worker is dead. No clock and no process number takes part in that judgement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from opd_core import blas
+from opd_core.control.processes import signal_process, try_lock
+from opd_core.errors import StaleWorkerError, StateError
+from opd_core.paths import HomePaths
+from opd_core.state.rows import RunRow
+from opd_core.state.store import RunStore
+
+WORKER_COMMAND = (sys.executable, "-P", "-m", "opd_core.worker")
+POLL_SECONDS = 0.05
+KILL_WAIT_SECONDS = 5.0
+# Whoever judges a run holds its lock for a moment; a starter waits that out.
+RUN_LOCK_WAIT_SECONDS = 2.0
+PASSED_VARIABLES = frozenset(
+    {
+        *("HOME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ"),
+        *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"),
+        *("LD_LIBRARY_PATH", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+    }
+)
+
+
+class Supervisor:
+    """Workers of one home. Several may exist at once, in several processes; no truth lives in one.
+
+    Args:
+        command: starts a worker; the run and its options are appended.
+    """
+
+    def __init__(self, home: HomePaths, store: RunStore, command: Sequence[str] = WORKER_COMMAND) -> None:
+        self._home, self._store, self._command = home, store, tuple(command)
+
+    def reconcile(self) -> None:
+        """Record every live run whose worker is dead as `interrupted`."""
+        for row in self._store.live():
+            lock = try_lock(self._home.run_lock(row.run_id))
+            if lock is not None:
+                try:
+                    self._record_death(row)
+                finally:
+                    os.close(lock)
+
+    def start_next_queued(self) -> None:
+        """Start the first queued job unless one is running; at most one of any number of racing callers does."""
+        while self._store.next_queued() is not None:
+            device = try_lock(self._home.device_lock)
+            if device is None:
+                return  # its holder looks at the queue again after letting go
+            try:
+                is_over = self._start_first(device)
+            finally:
+                os.close(device)  # never LOCK_UN: that would release the worker's copy as well
+            if is_over:
+                return
+
+    def stop(self, run_id: str, timeout_seconds: float, force: bool = False) -> RunRow:
+        """Ask a run to stop and wait up to `timeout_seconds`; the row says how far it got (perhaps `stopping`).
+
+        A worker stops at the end of its step with a checkpoint. With `force` it is killed when the time is up, and
+        the work since its last checkpoint is lost.
+        """
+        row = self._store.request_stop(run_id)
+        deadline = time.monotonic() + timeout_seconds
+        is_signalled = False
+        while row.state == "stopping":
+            is_signalled = is_signalled or signal_process(row.pid, row.process_identity, signal.SIGTERM)
+            if time.monotonic() >= deadline:
+                return self._kill(row, timeout_seconds) if force else row
+            time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+            self.reconcile()
+            row = self._store.get(run_id)
+        return row
+
+    def _start_first(self, device: int) -> bool:
+        """Claim and start the first queued run, holding the device; False when the queue must be looked at again."""
+        row = self._store.next_queued()
+        if row is None:
+            return False
+        run_lock = self._wait_for_lock(row.run_id, RUN_LOCK_WAIT_SECONDS)
+        if run_lock is None:
+            return True  # somebody holds on to it; a later call tries again
+        try:
+            epoch = self._store.claim(row.run_id)
+            return self._spawn(row.run_id, epoch, run_lock, device)
+        except StateError:
+            return False  # cancelled in the meantime
+        finally:
+            os.close(run_lock)
+
+    def _spawn(self, run_id: str, epoch: int, run_lock: int, device: int) -> bool:
+        """Start the worker in its own session; a failure to start is the end of the run."""
+        options = ["--home", str(self._home.home), "--epoch", str(epoch), "--locks", f"{run_lock},{device}"]
+        try:
+            log = os.open(self._home.log(run_id), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                process = subprocess.Popen(
+                    [*self._command, run_id, *options],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self._home.home,
+                    env=self._environment(),
+                    pass_fds=(run_lock, device),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(log)
+        except OSError as error:
+            problem = f"The worker could not be started: {error}."
+            self._store.finish(run_id, "failed", "error", epoch=epoch, message=problem, error_message=problem)
+            return False
+        # Reaps the child when it ends, so that it does not stay a zombie for as long as this process lives.
+        threading.Thread(target=process.wait, name=f"reap {run_id}", daemon=True).start()
+        return True
+
+    def _environment(self) -> dict[str, str]:
+        kept = {
+            name: value for name, value in os.environ.items() if name in PASSED_VARIABLES or name.startswith("OPD_")
+        }
+        own = {"OPD_HOME": str(self._home.home), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        return kept | own | blas.worker_environment(self._home.home / "lib")
+
+    def _record_death(self, row: RunRow) -> None:
+        """Write `interrupted`; the caller holds the run's lock. A worker that recorded its end just before wins."""
+        where = f" at step {row.step} of {row.total_steps}" if row.total_steps else ""
+        problem = (
+            f"The worker process ended{where} without recording a result: it was killed, ran out of memory, or the "
+            "machine went down."
+        )
+        with contextlib.suppress(StateError, StaleWorkerError):
+            self._store.finish(
+                row.run_id, "interrupted", "worker_died",
+                epoch=row.epoch, message=problem, error_message=problem,
+            )  # fmt: skip
+
+    def _kill(self, row: RunRow, waited_seconds: float) -> RunRow:
+        signal_process(row.pid, row.process_identity, signal.SIGKILL)
+        lock = self._wait_for_lock(row.run_id, KILL_WAIT_SECONDS)
+        if lock is not None:
+            message = (
+                f"Killed: it did not stop within {waited_seconds:g} seconds. Work since the last checkpoint is lost."
+            )
+            try:
+                with contextlib.suppress(StateError, StaleWorkerError):
+                    self._store.finish(row.run_id, "stopped", "by_user", epoch=row.epoch, message=message)
+            finally:
+                os.close(lock)
+            self.start_next_queued()
+        return self._store.get(row.run_id)
+
+    def _wait_for_lock(self, run_id: str, timeout_seconds: float) -> int | None:
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            lock = try_lock(self._home.run_lock(run_id))
+            if lock is not None or time.monotonic() >= deadline:
+                return lock
+            time.sleep(POLL_SECONDS / 5)

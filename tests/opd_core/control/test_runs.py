@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opd_core.comparison import Candidate, ComparisonSpec
+from opd_core.config import RunConfig, parse_config
+from opd_core.config_io import read_config
+from opd_core.control.logs import log_tail
+from opd_core.control.preflight import Preflight
+from opd_core.control.processes import try_lock
+from opd_core.control.runs import RunLimits, Runs
+from opd_core.control.supervisor import Supervisor
+from opd_core.errors import ConfigError, HomeError, PathError, PromptFileError, RunNotFoundError, StateError
+from opd_core.model_files import ModelInfo
+from opd_core.paths import HomePaths, write_json
+from opd_core.roots import Roots
+from opd_core.run_prompts import RunPrompts
+from opd_core.state.store import RunStore
+from tests.opd_core.control.scripted_worker import COMMAND, Orders
+from tests.waiting import wait_until
+
+
+class Check:
+    """A preflight that accepts everything, or refuses when told to; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.refusal: Exception | None = None
+        self.warnings: tuple[str, ...] = ()
+        self.asked: list[RunConfig] = []
+
+    def __call__(self, config: RunConfig, home: HomePaths, roots: Roots, *, max_budget_usd: float) -> Preflight:
+        self.asked.append(config)
+        if self.refusal is not None:
+            raise self.refusal
+        resolved = config.model_copy(update={"method": "kl"})
+        model = ModelInfo.__new__(ModelInfo)
+        return Preflight(resolved, model, None, None, RunPrompts([], [], ()), self.warnings)
+
+
+@pytest.fixture
+def check() -> Check:
+    return Check()
+
+
+@pytest.fixture
+def store(home: HomePaths) -> RunStore:
+    return RunStore(home.database)
+
+
+def check_adapter_paths(spec: ComparisonSpec, _: RunConfig, roots: Roots) -> ComparisonSpec:
+    """Looks at the adapters' paths alone: these tests have no model and no prompts."""
+    for candidate in spec.candidates:
+        if candidate.adapter_path is not None:
+            roots.check(candidate.adapter_path, "adapter_path", "folder")
+    return spec
+
+
+@pytest.fixture
+def runs(home: HomePaths, store: RunStore, check: Check) -> Runs:
+    """Runs whose workers follow orders (and finish at once without any)."""
+    limits = RunLimits(Roots.of(home.home))
+    supervisor = Supervisor(home, store, COMMAND)
+    return Runs(home, limits, supervisor=supervisor, preflight=check, comparison_preflight=check_adapter_paths)
+
+
+@pytest.fixture
+def busy(home: HomePaths) -> Iterator[None]:
+    """Some other job has the device, so that nothing that is started leaves the queue."""
+    lock = try_lock(home.device_lock)
+    assert lock is not None
+    yield
+    os.close(lock)
+
+
+def config(**changes: Any) -> RunConfig:
+    return parse_config({"base_model_path": "/models/tiny", "prompts_path": "/data/prompts.jsonl", **changes})
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def end(store: RunStore, run_id: str, state: str = "interrupted", **columns: Any) -> None:
+    """Let a queued run start and end without a worker."""
+    epoch = store.claim(run_id)
+    store.heartbeat(run_id, epoch, **columns)
+    store.finish(run_id, state, "error", epoch=epoch, message="")  # type: ignore[arg-type]
+
+
+# --- start
+
+
+def test_a_start_leaves_a_row_a_complete_configuration_and_a_worker(
+    runs: Runs, home: HomePaths, store: RunStore
+) -> None:
+    row = runs.start(config(num_training_steps=30, session_id="s"))
+    assert row.run_id.startswith("opd_2")
+    assert (row.kind, row.total_steps, row.session_id) == ("distillation", 30, "s")
+    written = read_config(home.config(row.run_id))
+    assert (written.run_id, written.method, written.num_training_steps) == (row.run_id, "kl", 30)
+    assert written == parse_config(row.config)
+    wait_until(lambda: store.get(row.run_id).state == "completed", 20)
+
+
+@pytest.mark.usefixtures("busy")
+def test_warnings_are_told_at_once_and_kept_as_events(runs: Runs, check: Check) -> None:
+    check.warnings = ("Only 8 held-out prompts.", "Memory is tight.")
+    row = runs.start(config())
+    assert row.message == "Only 8 held-out prompts. Memory is tight."
+    assert [event.message for event in runs.events(row.run_id) if event.kind == "warning"] == list(check.warnings)
+
+
+@pytest.mark.usefixtures("busy")
+def test_two_starts_in_one_second_get_different_ids(runs: Runs) -> None:
+    ids = {runs.start(config()).run_id for _ in range(4)}
+    assert len(ids) == 4
+    assert [row.queue_position for row in runs.list()[0]] == [4, 3, 2, 1]
+
+
+@pytest.mark.usefixtures("busy")
+def test_the_same_request_starts_one_run_even_when_it_would_be_refused_now(runs: Runs, check: Check) -> None:
+    first = runs.start(config(client_request_id="x"))
+    check.refusal = PromptFileError("The prompt file is gone.")
+    assert runs.start(config(client_request_id="x", seed=7)).run_id == first.run_id
+    assert len(runs.list()[0]) == 1
+
+
+@pytest.mark.usefixtures("busy")
+def test_the_same_request_at_the_same_moment_starts_one_run(runs: Runs, home: HomePaths) -> None:
+    barrier, ids = threading.Barrier(6), list[str]()
+
+    def start() -> None:
+        barrier.wait()
+        ids.append(runs.start(config(client_request_id="x")).run_id)
+
+    threads = [threading.Thread(target=start) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ids) == 6 and len(set(ids)) == 1
+    assert files(home.home / "configs") == [f"{ids[0]}.yaml"]
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_taken_id_is_refused_and_the_first_run_keeps_its_files(runs: Runs, home: HomePaths) -> None:
+    runs.start(config(run_id="mine", seed=1))
+    with pytest.raises(StateError, match="'mine' is taken"):
+        runs.start(config(run_id="mine", seed=2))
+    assert read_config(home.config("mine")).seed == 1
+
+
+@pytest.mark.usefixtures("busy")
+def test_of_two_starts_with_one_id_the_loser_leaves_the_winners_configuration(
+    runs: Runs, home: HomePaths, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barrier, losses = threading.Barrier(2), list[StateError]()
+    monkeypatch.setattr(Runs, "_refuse_leftovers", lambda self, run_id: barrier.wait())
+
+    def start(seed: int) -> None:
+        try:
+            runs.start(config(run_id="mine", seed=seed))
+        except StateError as error:
+            losses.append(error)
+
+    threads = [threading.Thread(target=start, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(losses) == 1
+    assert read_config(home.config("mine")).seed == store.get("mine").config["seed"]
+
+
+def test_files_of_a_run_that_is_gone_are_not_taken_over(runs: Runs, home: HomePaths) -> None:
+    home.checkpoints("mine").mkdir(parents=True)
+    with pytest.raises(StateError, match="exists"):
+        runs.start(config(run_id="mine"))
+
+
+def test_a_refused_start_leaves_nothing_at_all(runs: Runs, check: Check, home: HomePaths) -> None:
+    check.refusal = PromptFileError("Line 7 is not JSON.")
+    with pytest.raises(PromptFileError, match="Line 7"):
+        runs.start(config())
+    assert not home.home.exists()
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_refused_start_leaves_a_used_home_as_it_was(runs: Runs, check: Check, home: HomePaths) -> None:
+    runs.start(config(run_id="first"))
+    before = {name: (home.home / name).stat().st_mtime_ns for name in files(home.home)}
+    check.refusal = PromptFileError("Line 7 is not JSON.")
+    with pytest.raises(PromptFileError):
+        runs.start(config())
+    assert {name: (home.home / name).stat().st_mtime_ns for name in files(home.home)} == before
+
+
+def test_an_unusable_home_is_a_plain_error(tmp_path: Path, check: Check) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    home = HomePaths(tmp_path / "file" / "home")
+    with pytest.raises(HomeError, match="OPD_HOME"):
+        Runs(home, RunLimits(Roots.of(home.home)), preflight=check).start(config())
+    assert files(tmp_path) == ["file"]
+
+
+def test_a_configuration_that_cannot_be_written_leaves_no_run(
+    runs: Runs, home: HomePaths, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("opd_core.control.runs.write_whole", full)
+    with pytest.raises(HomeError, match="No space left"):
+        runs.start(config())
+    assert store.list() == []
+    assert files(home.home / "configs") == [] and files(home.locks) == []
+
+
+# --- status, list, metrics
+
+
+def test_asking_about_an_unused_home_makes_nothing(runs: Runs, home: HomePaths) -> None:
+    for ask in (runs.status, runs.stop, runs.resume, runs.metrics):
+        with pytest.raises(RunNotFoundError):
+            ask()
+    assert runs.list() == ([], None)
+    assert not home.home.exists()
+
+
+def test_a_status_call_starts_what_waits(runs: Runs, home: HomePaths, store: RunStore) -> None:
+    home.prepare()
+    store.create("waits", "distillation", {})
+    runs.status("waits")
+    assert store.get("waits").epoch == 1
+    wait_until(lambda: store.get("waits").state == "completed", 20)
+
+
+def test_a_dead_run_shows_the_end_of_its_log_escaped(runs: Runs, home: HomePaths, store: RunStore) -> None:
+    home.prepare()
+    store.create("dead", "distillation", {}, total_steps=30)
+    store.claim("dead")
+    home.log("dead").write_text("first\n" * 20 + "\x1b[31mSegmentation fault\x1b[0m\n\n")
+    row = runs.status("dead")
+    assert row.state == "interrupted"
+    assert len(row.last_log_lines) == 10
+    assert row.last_log_lines[-1] == "\\x1b[31mSegmentation fault\\x1b[0m"
+
+
+def test_a_log_tail_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    assert log_tail(path) == ()
+    path.write_bytes(b"x" * 1_000_000 + b"\xff\n" + "größer\n".encode() * 3)
+    lines = log_tail(path)
+    assert lines[1:] == ("größer",) * 3
+    assert sum(len(line) for line in lines) < 1000
+
+
+@pytest.mark.usefixtures("busy")
+def test_lists_are_paged_by_a_cursor(runs: Runs) -> None:
+    ids = [runs.start(config()).run_id for _ in range(5)]
+    seen, cursor = list[str](), None
+    while True:
+        rows, cursor = runs.list(limit=2, cursor=cursor)
+        seen += [row.run_id for row in rows]
+        if cursor is None:
+            break
+    assert seen == ids[::-1]
+    with pytest.raises(ConfigError, match="cursor"):
+        runs.list(cursor="1; DROP TABLE runs")
+
+
+@pytest.mark.usefixtures("busy")
+def test_metrics_are_read_by_any_name_of_the_run(runs: Runs, store: RunStore) -> None:
+    run_id = runs.start(config()).run_id
+    epoch = store.claim(run_id)
+    for step in range(1, 6):
+        store.append_metrics(run_id, epoch, "train", {"step": step}, step=step)
+    assert [line["step"] for line in runs.metrics()] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in runs.metrics(run_id[:-1], "train", 1, 2)] == [2, 5]
+    assert runs.metrics(run_id, "eval") == []
+
+
+# --- stop and resume
+
+
+def test_a_stopped_run_resumes_with_more_steps(runs: Runs, home: HomePaths, store: RunStore) -> None:
+    home.prepare()
+    orders = Orders(home, "mine")
+    runs.start(config(run_id="mine", num_training_steps=10))
+    orders.send("step", "step")
+    wait_until(lambda: store.get("mine").step == 2, 20)
+    assert runs.stop("mine", 10).state == "stopped"
+    row = runs.resume("mine", num_training_steps=20)
+    assert (row.step, row.total_steps) == (2, 20)
+    assert read_config(home.config("mine")).num_training_steps == 20
+    orders.send("step", "finish")
+    wait_until(lambda: store.get("mine").state == "completed", 20)
+    done = runs.status("mine")
+    assert (done.step, done.epoch) == (3, 2)
+    orders.close()
+
+
+@pytest.mark.usefixtures("busy")
+@pytest.mark.parametrize("state", ["stopped", "failed", "interrupted"])
+def test_a_run_that_ended_early_can_be_resumed(runs: Runs, store: RunStore, state: str) -> None:
+    runs.start(config(run_id="mine"))
+    end(store, "mine", state)
+    row = runs.resume()
+    assert (row.run_id, row.state, row.end_reason) == ("mine", "queued", None)
+
+
+@pytest.mark.usefixtures("busy")
+def test_what_is_not_over_or_is_complete_cannot_be_resumed(runs: Runs, store: RunStore) -> None:
+    runs.start(config(run_id="mine"))
+    with pytest.raises(StateError, match="mine is queued"):
+        runs.resume("mine")
+    end(store, "mine", "completed", final_adapter_path="/checkpoints/mine")
+    with pytest.raises(StateError, match=r"completed.*student_adapter_path /checkpoints/mine"):
+        runs.resume("mine")
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_resume_cannot_shorten_a_run(runs: Runs, store: RunStore) -> None:
+    runs.start(config(run_id="mine", num_training_steps=10))
+    end(store, "mine")
+    with pytest.raises(ConfigError, match="9 is less than the run's 10"):
+        runs.resume("mine", num_training_steps=9)
+    assert store.get("mine").state == "interrupted"
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_larger_budget_needs_confirmation_and_passes_the_ceiling_check(
+    runs: Runs, store: RunStore, check: Check
+) -> None:
+    runs.start(config(run_id="mine", max_budget_usd=5.0))
+    end(store, "mine")
+    with pytest.raises(ConfigError, match="confirmed true"):
+        runs.resume("mine", max_budget_usd=7)
+    check.refusal = ConfigError("max_budget_usd 7 is above OPD_MAX_BUDGET_USD.")
+    with pytest.raises(ConfigError, match="OPD_MAX_BUDGET_USD"):
+        runs.resume("mine", max_budget_usd=7, confirmed=True)
+    check.refusal = None
+    assert runs.resume("mine", max_budget_usd=7, confirmed=True).config["max_budget_usd"] == 7.0
+
+
+# --- comparisons
+
+
+@pytest.fixture
+def compared(runs: Runs, busy: None) -> Callable[..., ComparisonSpec]:
+    """A specification for a comparison on the run `opd_source`."""
+    runs.start(config(run_id="opd_source"))
+
+    def spec(*adapters: str | None, **changes: Any) -> ComparisonSpec:
+        candidates = tuple(Candidate(name=f"c{index}", adapter_path=path) for index, path in enumerate(adapters))
+        return ComparisonSpec(run_id="opd_source", candidates=candidates or (Candidate(name="base"),), **changes)
+
+    return spec
+
+
+def test_a_comparison_is_a_job_in_the_same_queue(runs: Runs, compared: Callable[..., ComparisonSpec]) -> None:
+    row = runs.start_comparison(compared())
+    assert row.run_id.startswith("cmp_")
+    assert (row.kind, row.state, row.queue_position, row.total_steps) == ("comparison", "queued", 2, 0)
+    assert ComparisonSpec.model_validate(row.config).job_id == row.run_id
+
+
+def test_a_comparison_reads_no_adapter_outside_the_roots(
+    runs: Runs, compared: Callable[..., ComparisonSpec], tmp_path: Path
+) -> None:
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    with pytest.raises(PathError, match="outside"):
+        runs.start_comparison(compared(str(outside)))
+    job = runs.start_comparison(compared())
+    with pytest.raises(StateError, match="is a comparison"):
+        runs.start_comparison(compared().model_copy(update={"run_id": job.run_id}))
+    assert len(runs.list()[0]) == 2
+
+
+def test_only_a_completed_comparison_has_a_result(
+    runs: Runs, compared: Callable[..., ComparisonSpec], store: RunStore, home: HomePaths
+) -> None:
+    job_id = runs.start_comparison(compared()).run_id
+    with pytest.raises(StateError, match="state queued"):
+        runs.comparison_result(job_id)
+    write_json(home.result(job_id), {"rows": []})
+    end(store, job_id, "completed", result_path=str(home.result(job_id)))
+    assert runs.comparison_result(job_id) == {"rows": []}
+    with pytest.raises(StateError, match="is a distillation"):
+        runs.comparison_result("opd_source")
+
+
+def test_an_interrupted_comparison_can_be_run_again(
+    runs: Runs, compared: Callable[..., ComparisonSpec], store: RunStore
+) -> None:
+    job_id = runs.start_comparison(compared()).run_id
+    end(store, job_id)
+    assert runs.resume(job_id).state == "queued"

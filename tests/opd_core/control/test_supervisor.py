@@ -1,0 +1,391 @@
+"""Real worker processes: what is tested here is what happens when processes die, race and outlive each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from opd_core import blas
+from opd_core.control.processes import process_identity, signal_process, try_lock
+from opd_core.control.supervisor import Supervisor
+from opd_core.paths import HomePaths
+from opd_core.state.rows import RunRow
+from opd_core.state.store import RunStore
+from opd_core.types import RunState
+from tests.opd_core.control import little_server
+from tests.opd_core.control.scripted_worker import COMMAND, Orders
+from tests.waiting import wait_until
+
+START_SECONDS = 20.0
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+class Workshop:
+    """A home with a supervisor whose workers follow orders."""
+
+    def __init__(self, home: HomePaths) -> None:
+        home.prepare()
+        self.home = home
+        self.store = RunStore(home.database)
+        self.supervisor = Supervisor(home, self.store, COMMAND)
+        self.orders: dict[str, Orders] = {}
+        self.seen: set[tuple[int, str]] = set()
+
+    def queue(self, *run_ids: str) -> None:
+        for run_id in run_ids:
+            self.orders[run_id] = Orders(self.home, run_id)
+            self.store.create(run_id, "distillation", {}, total_steps=30)
+
+    def row(self, run_id: str = "a") -> RunRow:
+        row = self.store.get(run_id)
+        if row.pid is not None and row.process_identity is not None:
+            self.seen.add((row.pid, row.process_identity))
+        return row
+
+    def wait(self, state: RunState, run_id: str = "a") -> RunRow:
+        wait_until(lambda: self.row(run_id).state == state, START_SECONDS, f"{run_id} {state}")
+        return self.row(run_id)
+
+    def running(self, run_id: str = "a") -> int:
+        """Queue one run, start it and return its worker's process number."""
+        self.queue(run_id)
+        self.supervisor.start_next_queued()
+        pid = self.wait("running", run_id).pid
+        assert pid is not None
+        return pid
+
+    def log(self, run_id: str = "a") -> str:
+        return self.home.log(run_id).read_text()
+
+    def close(self) -> None:
+        for row in self.store.list(limit=100):
+            self.row(row.run_id)
+        for pid, identity in self.seen:
+            signal_process(pid, identity, signal.SIGKILL)
+        for orders in self.orders.values():
+            orders.close()
+
+
+@pytest.fixture
+def shop(home: HomePaths) -> Iterator[Workshop]:
+    workshop = Workshop(home)
+    yield workshop
+    workshop.close()
+
+
+# --- one worker
+
+
+def test_a_worker_works_and_records_its_end_once(shop: Workshop) -> None:
+    shop.running()
+    shop.orders["a"].send("step", "step", "finish")
+    row = shop.wait("completed")
+    assert (row.step, row.end_reason, row.message, row.final_adapter_path) == (
+        2,
+        "finished",
+        "As ordered.",
+        "/adapters",
+    )
+    assert row.pid is None
+    assert "completed: As ordered." in shop.log()
+
+
+@linux_only
+def test_a_worker_leads_a_session_of_its_own_with_a_bare_environment(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    monkeypatch.setenv("OPD_ROOTS", "/models")
+    pid = shop.running()
+    assert os.getsid(pid) == pid
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    environment = dict(entry.split("=", 1) for entry in entries if entry)
+    assert not {"AWS_SECRET_ACCESS_KEY", "PYTHONPATH"} & set(environment)
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert environment["OPD_HOME"] == str(shop.home.home)
+    assert environment["OPD_ROOTS"] == "/models"
+    assert Path(f"/proc/{pid}/fd/0").readlink() == Path(os.devnull)
+    assert Path(f"/proc/{pid}/fd/1").readlink() == shop.home.log("a")
+
+
+@linux_only
+def test_a_worker_gets_what_the_fast_blas_needs(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "worker_environment", lambda folder: {"LD_LIBRARY_PATH": str(folder)})
+    pid = shop.running()
+    assert f"LD_LIBRARY_PATH={shop.home.home / 'lib'}" in Path(f"/proc/{pid}/environ").read_text().split("\0")
+
+
+def test_a_failure_is_recorded_with_its_message(shop: Workshop) -> None:
+    shop.running()
+    shop.orders["a"].send("fail")
+    row = shop.wait("failed")
+    assert (row.end_reason, row.error_message) == ("diverged", "The loss was not finite.")
+
+
+def test_an_unexpected_error_is_recorded_by_its_class_and_traced_in_the_log(shop: Workshop) -> None:
+    shop.running()
+    shop.orders["a"].send("crash")
+    row = shop.wait("failed")
+    assert row.end_reason == "error"
+    assert row.error_message is not None and row.error_message.startswith(
+        "The worker met an unexpected ZeroDivisionError"
+    )
+    assert "\x1b" not in row.error_message
+    assert "Traceback" in shop.log()
+
+
+def test_a_worker_that_cannot_be_started_is_a_failed_run(home: HomePaths) -> None:
+    home.prepare()
+    store = RunStore(home.database)
+    store.create("a", "distillation", {})
+    Supervisor(home, store, ("/nowhere/python",)).start_next_queued()
+    row = store.get("a")
+    assert row.state == "failed"
+    assert row.error_message is not None and "could not be started" in row.error_message
+
+
+# --- death
+
+
+def test_a_killed_worker_is_reported_within_a_second(shop: Workshop) -> None:
+    pid = shop.running()
+    shop.orders["a"].send("step")
+    wait_until(lambda: shop.row().step == 1, 5)
+    os.kill(pid, signal.SIGKILL)
+    started = time.monotonic()
+
+    def is_reported() -> bool:
+        shop.supervisor.reconcile()
+        return shop.row().state == "interrupted"
+
+    wait_until(is_reported, 1.0)
+    assert time.monotonic() - started < 1.0
+    row = shop.row()
+    assert row.end_reason == "worker_died"
+    assert row.error_message is not None and "at step 1 of 30" in row.error_message
+
+
+def test_a_child_of_a_dead_worker_does_not_keep_it_alive(shop: Workshop) -> None:
+    pid = shop.running()
+    shop.orders["a"].send("child")
+    wait_until(lambda: "child started" in shop.log(), 5)
+    os.kill(pid, signal.SIGKILL)
+
+    def is_reported() -> bool:
+        shop.supervisor.reconcile()
+        return shop.row().state == "interrupted"
+
+    try:
+        wait_until(is_reported, 1.0)
+    finally:
+        os.killpg(pid, signal.SIGKILL)
+
+
+@linux_only
+def test_the_parent_leaves_no_zombie(shop: Workshop) -> None:
+    pid = shop.running()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 5)
+
+
+def test_a_stopped_process_is_not_a_dead_one(shop: Workshop) -> None:
+    """SIGSTOP, or a laptop asleep: however old the heartbeat, the lock is held."""
+    pid = shop.running()
+    os.kill(pid, signal.SIGSTOP)
+    shop.supervisor.reconcile()
+    assert shop.row().state == "running"
+    os.kill(pid, signal.SIGCONT)
+    shop.orders["a"].send("finish")
+    shop.wait("completed")
+
+
+def test_a_worker_that_has_not_begun_is_never_taken_for_dead(shop: Workshop) -> None:
+    """From the claim on the run's lock is held, first by the starter and then by the child it passed it to."""
+    shop.queue("a")
+    shop.supervisor.start_next_queued()
+    assert try_lock(shop.home.device_lock) is None
+    while shop.row().pid is None:
+        shop.supervisor.reconcile()
+        assert shop.row().state in ("preparing", "running")
+    shop.wait("running")
+
+
+def test_a_worker_that_dies_before_its_first_write_is_reported_and_not_started_again(home: HomePaths) -> None:
+    home.prepare()
+    store = RunStore(home.database)
+    store.create("a", "distillation", {})
+    supervisor = Supervisor(home, store, ("sh", "-c", "echo no such module >&2; exit 1"))
+    supervisor.start_next_queued()
+
+    def is_reported() -> bool:
+        supervisor.reconcile()
+        supervisor.start_next_queued()
+        return store.get("a").state == "interrupted"
+
+    wait_until(is_reported, 5)
+    assert store.get("a").epoch == 1
+    assert home.log("a").read_text() == "no such module\n"
+
+
+def test_a_worker_whose_run_moved_on_leaves_without_a_trace(shop: Workshop) -> None:
+    pid = shop.running()
+    os.kill(pid, signal.SIGSTOP)
+    epoch = shop.row().epoch
+    shop.store.finish("a", "interrupted", "worker_died", epoch=epoch, message="")
+    shop.store.requeue("a", config={}, total_steps=30)
+    shop.store.claim("a")
+    before = shop.row()
+    os.kill(pid, signal.SIGCONT)
+    shop.orders["a"].send("step", "finish")
+    wait_until(lambda: process_identity(pid) is None, 10)
+    after = shop.row()
+    assert (after.state, after.epoch, after.step) == (before.state, before.epoch, 0)
+    assert "no longer" in shop.log() or "another worker" in shop.log()
+
+
+# --- the server's death
+
+
+def test_the_worker_outlives_its_server(shop: Workshop) -> None:
+    shop.queue("a")
+    with little_server.start(shop.home) as server:
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write("go\n")
+        server.stdin.flush()
+        assert server.stdout.readline() == "done\n"
+        os.killpg(server.pid, signal.SIGKILL)
+    pid = shop.wait("running").pid
+    shop.orders["a"].send("step", "finish")
+    row = shop.wait("completed")
+    assert row.step == 1 and pid is not None
+
+
+# --- racing and queueing
+
+
+def test_of_eight_racing_starters_exactly_one_starts_a_worker(shop: Workshop) -> None:
+    shop.queue("a", "b")
+    servers = [little_server.start(shop.home) for _ in range(8)]
+    try:
+        for server in servers:
+            assert server.stdin is not None
+            server.stdin.write("go\n")
+            server.stdin.flush()
+        for server in servers:
+            assert server.stdout is not None and server.stdout.readline() == "done\n"
+        shop.wait("running")
+        assert (shop.row("a").epoch, shop.row("b").state, shop.row("b").epoch) == (1, "queued", 0)
+        shop.orders["a"].send("finish")
+        shop.orders["b"].send("finish")
+        shop.wait("completed", "b")
+        assert [shop.row(run_id).epoch for run_id in ("a", "b")] == [1, 1]
+        assert shop.log("a").count("epoch 1, process") == 1
+    finally:
+        for server in servers:
+            server.communicate()
+
+
+def test_the_queue_runs_in_order_each_started_by_the_one_before(shop: Workshop) -> None:
+    """Nobody asks for anything here but the workers that end, well or badly."""
+    shop.queue("b", "c")
+    shop.store.request_stop("b")
+    shop.store.requeue("b", config={}, total_steps=30)
+    shop.queue("d")
+    shop.supervisor.start_next_queued()
+    shop.wait("running", "c")
+    assert [shop.row(run_id).state for run_id in ("b", "d")] == ["queued", "queued"]
+    shop.orders["c"].send("crash")
+    shop.wait("running", "b")
+    assert shop.row("c").state == "failed" and shop.row("d").state == "queued"
+    shop.orders["b"].send("finish")
+    shop.wait("running", "d")
+    shop.orders["d"].send("finish")
+    shop.wait("completed", "d")
+
+
+def test_after_a_dead_worker_the_next_caller_starts_the_queue(shop: Workshop) -> None:
+    pid = shop.running("a")
+    shop.queue("b")
+    shop.supervisor.start_next_queued()
+    assert shop.row("b").state == "queued"
+    os.kill(pid, signal.SIGKILL)
+
+    def has_moved_on() -> bool:
+        shop.supervisor.start_next_queued()
+        return shop.row("b").state == "running"
+
+    wait_until(has_moved_on, START_SECONDS)
+
+
+def test_a_run_cancelled_in_the_queue_is_never_started(shop: Workshop) -> None:
+    shop.running("a")
+    shop.queue("b", "c")
+    row = shop.supervisor.stop("b", 0)
+    assert (row.state, row.step) == ("stopped", 0)
+    shop.orders["a"].send("finish")
+    shop.wait("running", "c")
+    assert shop.row("b").epoch == 0
+
+
+# --- stopping
+
+
+def test_a_stop_is_answered_by_the_worker_itself(shop: Workshop) -> None:
+    shop.running()
+    shop.orders["a"].send("step")
+    wait_until(lambda: shop.row().step == 1, 5)
+    row = shop.supervisor.stop("a", 10)
+    assert (row.state, row.end_reason, row.step, row.message) == ("stopped", "by_user", 1, "Stopped after step 1.")
+
+
+def test_a_worker_that_does_not_stop_in_time_is_said_to_be_stopping(shop: Workshop) -> None:
+    pid = shop.running()
+    shop.orders["a"].send("deaf")
+    wait_until(lambda: "deaf now" in shop.log(), 5)
+    row = shop.supervisor.stop("a", 0.1)
+    assert row.state == "stopping"
+    assert process_identity(pid) is not None
+    shop.orders["a"].send("finish")
+    assert shop.wait("completed").end_reason == "finished"
+
+
+def test_only_force_kills_and_the_next_run_follows(shop: Workshop) -> None:
+    pid = shop.running("a")
+    shop.queue("b")
+    shop.orders["a"].send("deaf")
+    wait_until(lambda: "deaf now" in shop.log(), 5)
+    row = shop.supervisor.stop("a", 0.1, force=True)
+    assert (row.state, row.end_reason) == ("stopped", "by_user")
+    assert row.message.startswith("Killed")
+    wait_until(lambda: process_identity(pid) is None, 5)
+    shop.wait("running", "b")
+
+
+def test_stopping_a_dead_worker_tells_that_it_died(shop: Workshop) -> None:
+    os.kill(shop.running(), signal.SIGKILL)
+    assert shop.supervisor.stop("a", 5).state == "interrupted"
+
+
+def test_a_reused_process_number_is_not_signalled_by_a_stop(home: HomePaths) -> None:
+    """The row names a live process that is not the worker; only the lock and the identity decide."""
+    home.prepare()
+    store = RunStore(home.database)
+    store.create("a", "distillation", {}, total_steps=30)
+    epoch = store.claim("a")
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as bystander:
+        store.adopt("a", epoch, bystander.pid, "another-boot 12345")
+        lock = try_lock(home.run_lock("a"))
+        assert lock is not None
+        row = Supervisor(home, store, COMMAND).stop("a", 0.1)
+        assert row.state == "stopping"
+        assert bystander.poll() is None
+        os.close(lock)
+        bystander.kill()

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opd_core import blas
+from opd_core.blas import FastBlas
+from opd_core.config import RunConfig, parse_config
+from opd_core.control.processes import try_lock
+from opd_core.paths import HomePaths
+from opd_core.state.recorder import RunRecorder
+from opd_core.state.store import RunStore
+from opd_core.training import compare as comparing
+from opd_core.training import trainer
+from opd_core.types import EndReason
+from opd_core.worker import JobContext, JobEnd, checkpoint_folder, compare, distil
+from tests.opd_core.control.scripted_worker import COMMAND
+
+
+@pytest.fixture
+def store(home: HomePaths) -> RunStore:
+    home.prepare()
+    return RunStore(home.database)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A configuration with a prompt file; the BLAS of this machine is left alone."""
+    monkeypatch.setattr(blas, "load_fast_blas", lambda: FastBlas("reference", None, "not in a test"))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"Prompt number {number}" for number in range(20)))
+    return parse_config({"base_model_path": "/models/tiny", "prompts_path": str(prompts)})
+
+
+def context(home: HomePaths, store: RunStore, run_id: str) -> JobContext:
+    store.claim(run_id)
+    row = store.get(run_id)
+    return JobContext(row, home, store, RunRecorder(store, home, row, lambda: False))
+
+
+class Trainer:
+    """Stands where the trainer is: remembers what it was given, ends as it is told."""
+
+    def __init__(self, reason: EndReason, publishes: bool = True) -> None:
+        self.reason, self.publishes = reason, publishes
+        self.given: dict[str, Any] = {}
+
+    def __call__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        train_examples: list[Any],
+        held_out: list[Any],
+        build_teacher: object,
+        observer: object,
+        *,
+        resume: bool,
+    ) -> trainer.TrainingOutcome:
+        self.given = {"folder": folder, "prompts": (len(train_examples), len(held_out)), "resume": resume}
+        if self.publishes:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "adapters.safetensors").touch()
+        return trainer.TrainingOutcome(self.reason, 30, 20, 0.1, "reverse_kl", folder, "A message.")
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [("finished", "completed"), ("early_stop", "completed"), ("by_user", "stopped"), ("budget", "stopped")],
+)
+def test_a_distillation_ends_as_its_trainer_says(
+    home: HomePaths,
+    store: RunStore,
+    config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: EndReason,
+    state: str,
+) -> None:
+    monkeypatch.setattr(trainer, "train", Trainer(reason))
+    store.create("run", "distillation", config.model_dump(mode="json"))
+    end = distil(context(home, store, "run"))
+    assert (end.state, end.reason, end.message, end.best_step) == (state, reason, "A message.", 20)
+    assert end.final_adapter_path == home.checkpoints("run")
+
+
+def test_a_run_that_published_nothing_names_no_adapter(
+    home: HomePaths, store: RunStore, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "train", Trainer("by_user", publishes=False))
+    store.create("run", "distillation", config.model_dump(mode="json"))
+    assert distil(context(home, store, "run")).final_adapter_path is None
+
+
+def test_a_run_goes_on_only_from_a_complete_checkpoint(
+    home: HomePaths, store: RunStore, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Trainer("finished")
+    monkeypatch.setattr(trainer, "train", fake)
+    store.create("run", "distillation", config.model_dump(mode="json"))
+    job = context(home, store, "run")
+    checkpoint = home.checkpoints("run") / "step_000010"
+    checkpoint.mkdir(parents=True)
+    distil(job)
+    assert fake.given["resume"] is False
+    (checkpoint / "MANIFEST.json").touch()
+    distil(job)
+    assert fake.given["resume"] is True
+
+
+def test_a_distillation_gets_both_halves_of_the_split(
+    home: HomePaths, store: RunStore, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Trainer("finished")
+    monkeypatch.setattr(trainer, "train", fake)
+    store.create("run", "distillation", config.model_dump(mode="json"))
+    distil(context(home, store, "run"))
+    train, held_out = fake.given["prompts"]
+    assert train + held_out == 20 and train > held_out > 0
+
+
+def test_checkpoints_go_to_the_folder_of_the_configuration(home: HomePaths, config: RunConfig) -> None:
+    assert checkpoint_folder(home, "run", config) == home.home / "checkpoints" / "run"
+    elsewhere = config.model_copy(update={"checkpoint_dir": "/big/disk"})
+    assert checkpoint_folder(home, "run", elsewhere) == Path("/big/disk/run")
+
+
+@pytest.mark.parametrize("result", [{"rows": [1]}, None])
+def test_a_comparison_writes_its_result_unless_stopped(
+    home: HomePaths,
+    store: RunStore,
+    config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    result: dict[str, Any] | None,
+) -> None:
+    monkeypatch.setattr(comparing, "compare", lambda spec, config, build_teacher, observer: result)
+    store.create("run", "distillation", config.model_dump(mode="json"))
+    store.create("job", "comparison", {"job_id": "job", "run_id": "run", "candidates": [{"name": "base"}]})
+    end = compare(context(home, store, "job"))
+    path = home.result("job")
+    if result is None:
+        assert end == JobEnd("stopped", "by_user", "Stopped by request; there is no result.")
+        assert not path.exists()
+    else:
+        assert (end.state, end.result_path) == ("completed", path)
+        assert json.loads(path.read_text()) == result
+
+
+def start_by_hand(home: HomePaths, epoch: int) -> subprocess.CompletedProcess[str]:
+    """Start a worker as the supervisor would, but with any epoch."""
+    locks = [try_lock(home.run_lock("run")), try_lock(home.device_lock)]
+    held = [lock for lock in locks if lock is not None]
+    options = ["run", "--home", str(home.home), "--epoch", str(epoch), "--locks", ",".join(map(str, held))]
+    try:
+        return subprocess.run(
+            [*COMMAND, *options], pass_fds=held, capture_output=True, text=True, check=False, timeout=60
+        )
+    finally:
+        for lock in held:
+            os.close(lock)
+
+
+def test_a_worker_of_another_epoch_leaves_quietly(home: HomePaths, store: RunStore) -> None:
+    store.create("run", "distillation", {})
+    epoch = store.claim("run")
+    before = store.get("run")
+    done = start_by_hand(home, epoch + 1)
+    assert done.returncode == 0
+    assert "has no run any more" in done.stderr and "Traceback" not in done.stderr
+    after = store.get("run")
+    assert (after.state, after.pid, after.heartbeat_at) == (before.state, before.pid, before.heartbeat_at)
+
+
+def test_a_worker_of_a_run_that_is_not_claimed_leaves_quietly(home: HomePaths, store: RunStore) -> None:
+    store.create("run", "distillation", {})
+    assert start_by_hand(home, 0).returncode == 0
+    assert store.get("run").state == "queued"
+
+
+def test_the_worker_imports_no_mlx_before_its_job_needs_it() -> None:
+    """The fast BLAS must be loaded first."""
+    names = "('mlx', 'mlx_lm', 'transformers')"
+    script = f"import sys, opd_core.worker; print([name for name in {names} if name in sys.modules])"
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
