@@ -105,7 +105,9 @@ class RunConfig(Frozen):
         "warmup", description="warmup: linear from 0 over kl_warmup_steps; cosine: falls to 0 at the last step."
     )
     kl_warmup_steps: int = Field(100, ge=0, le=1_000_000, description="Steps of the warmup schedule.")
-    use_sft_mixup: bool = Field(False, description="Add sft_weight × NLL of the file's completions to the loss.")
+    use_sft_mixup: bool = Field(
+        False, description="Add sft_weight × NLL of the teacher's own answers to the loss: a cold start."
+    )
     sft_weight: Weight = Field(0.1, description="Weight of that NLL.")
 
     teacher_kind: Literal["local", "claude", "endpoint"] = Field("local", description="What the teacher is.")

@@ -50,13 +50,6 @@ def check_scoring(config: RunConfig, prompts: RunPrompts, findings: Findings) ->
             "reverse_kl.",
             "primary_metric",
         )
-    lacking = [example for example in prompts.train if example.completion is None]
-    if config.use_sft_mixup and len(lacking) == len(prompts.train):
-        findings.problems.append(_lacking("use_sft_mixup", "a completion", lacking, len(prompts.train), "training"))
-    elif config.use_sft_mixup and lacking:
-        findings.warnings.append(
-            f"{len(lacking)} of {len(prompts.train)} training prompts have no completion; the SFT mix-in skips them."
-        )
 
 
 def _lacking(field_name: str, what: str, examples: list[PromptExample], total: int, which: str) -> PromptFileError:

@@ -29,8 +29,9 @@ from opd_core.training.logprobs import PackedBatch, micro_batches, pack
 from opd_core.training.lora import Student, decoding_model, head_is_trained
 from opd_core.training.losses import TokenDivergence, head_divergence, head_divergence_plain, head_nll, kl_weight_at
 from opd_core.training.rollouts import Sampling, decode, random_key, repetition_rate
+from opd_core.training.sft_targets import SftTargets
 from opd_core.training.teaching import TokenTeacher
-from opd_core.training.tokenization import completion_ids, decode_completion, prompt_ids
+from opd_core.training.tokenization import decode_completion, prompt_ids
 from opd_core.types import Rollout
 
 TRAINING_TOKENS_PER_BATCH = 4096
@@ -109,10 +110,11 @@ class Updater:
         self._config = config
         self._width = min(student.scorer.vocab_size, teacher.vocab_size)
         self._plain = head_is_trained(student)
+        self._targets = SftTargets(student, teacher, config.rollout_max_tokens)
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0, bias_correction=True)
 
     def update(self, rollouts: Sequence[Rollout], targets: Sequence[PromptExample], step: int) -> StepResult:
-        """Apply one update for `rollouts`; `targets` are the examples whose own completions the SFT mix-in adds."""
+        """Apply one update for `rollouts`; `targets` are the examples whose answers the SFT mix-in adds."""
         config, tokens = self._config, sum(len(rollout.completion_ids) for rollout in rollouts)
         result = StepResult(
             applied=False,
@@ -195,13 +197,10 @@ class Updater:
 
     def _sft_gradient(self, targets: Sequence[PromptExample], result: StepResult) -> object:
         started = time.perf_counter()
-        student = self._student
-        tokenizer, scorer = student.base.tokenizer, student.scorer
-        pairs = [
-            (prompt_ids(tokenizer, example.messages), completion_ids(tokenizer, example.completion))
-            for example in targets
-            if example.completion is not None
-        ]
+        student, scorer = self._student, self._student.scorer
+        pairs = self._targets.pairs(targets)
+        result.teacher_seconds += time.perf_counter() - started
+        started = time.perf_counter()
         tokens = sum(len(completion) for _, completion in pairs)
         total = None
         for group in micro_batches([len(prompt) + len(done) for prompt, done in pairs], TRAINING_TOKENS_PER_BATCH):
@@ -220,7 +219,9 @@ class Updater:
 
 
 def _add(total: object, gradient: object) -> object:
-    return gradient if total is None else tree_map(mx.add, total, gradient)
+    if total is None or gradient is None:
+        return gradient if total is None else total
+    return tree_map(mx.add, total, gradient)
 
 
 def step_line(

@@ -69,7 +69,6 @@ def test_resolved_configuration_passes_again_unchanged(world: World) -> None:
         ({"base_model_path": "/etc"}, PathError, "outside"),
         ({"prompts_path": "prompts.jsonl"}, PathError, "absolute"),
         ({"checkpoint_dir": "/etc"}, PathError, "OPD_CHECKPOINT_DIR"),
-        ({"use_sft_mixup": True}, PromptFileError, "completion"),
         ({"check": {"kind": "reference"}}, PromptFileError, "line"),
         ({"check": {"kind": "json_equals", "form": {"a": "{reference}"}}}, PromptFileError, "reference"),
     ],

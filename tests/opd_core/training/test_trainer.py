@@ -236,7 +236,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_and_ends_the_run_after_three(m
     assert all(bool(mx.all(mx.isfinite(value))) for value in weights.values())
 
 
-def test_sft_mixup_adds_the_files_completions_to_the_loss(model: Path, tmp_path: Path) -> None:
+def test_sft_mixup_adds_its_share_of_nll_to_the_loss(model: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     run(settings(model, use_sft_mixup=True, sft_weight=0.5, num_training_steps=6), tmp_path / "run", recorder)
     losses = [line["sft_loss"] for line in recorder.lines]

@@ -1,0 +1,225 @@
+"""The typed answer of each tool, made from what the use cases returned; `present.py` does the run's own status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from opd_core.state.rows import RunRow
+from opd_core.types import END_STATES
+from server import replies, schemas
+from server.present import duration, number, progress_line, run_entry, run_status, tidy
+from server.settings import Problem
+
+if TYPE_CHECKING:
+    from opd_core.adapter_files import AdapterInfo
+    from opd_core.blas import BlasReport
+    from opd_core.control.estimate import Estimate
+    from opd_core.control.models import LocalModels
+    from opd_core.control.setup_check import SetupProblem, SetupReport
+    from opd_core.model_files import ModelInfo
+
+MAX_LISTED = 25
+MAIN_METRICS = {
+    "train": ("kl_loss", "kl_divergence_mean", "student_entropy", "teacher_alignment_pct", "tokens_per_second"),
+    "eval": ("reverse_kl", "task_score", "teacher_agreement_pct", "completion_tokens_mean"),
+}
+# What a history line keeps; `final_metrics` has every field.
+HISTORY_FIELDS = {
+    "train": (
+        *("step", "kl_loss", "sft_loss", "total_loss", "kl_divergence_mean", "kl_divergence_max", "student_entropy"),
+        *("teacher_alignment_pct", "tokens_per_second", "kl_weight", "gradient_norm", "completion_tokens_mean"),
+        *("truncation_rate", "repetition_rate", "cumulative_cost_usd", "is_best"),
+    ),
+    "eval": ("step", *schemas.EvalEntry.model_fields, "repetition_rate", "is_best"),
+}
+
+
+def setup(report: SetupReport, settings_problems: Sequence[Problem]) -> schemas.SetupAnswer:
+    """What was found on this machine, with what is wrong in the settings."""
+    found: list[Problem | SetupProblem] = [*report.problems, *settings_problems]
+    problems = [
+        schemas.ProblemEntry(what=tidy(problem.what, 400), fix=tidy(problem.fix, 400)) for problem in found[:20]
+    ]
+    count = f"{len(found)} problem{'s' if len(found) > 1 else ''}" if found else "no problem"
+    verdict = "This machine can start a run" if report.ready else "No run can start yet"
+    active = f" Run {report.active_run} is active." if report.active_run else ""
+    next_step = "Call list_models to see which models and adapters are here."
+    if not report.ready:
+        next_step = "Tell the user the fix of each problem, then call check_setup again."
+    elif not any(model.problem is None for model in report.models.models):
+        next_step = "Tell the user how to get a model (see the problems), then call list_models."
+    return schemas.SetupAnswer(
+        summary=f"{verdict}: {count} found; device {report.device}{_blas(report.blas)}.{active}",
+        next_step=next_step,
+        ready=report.ready,
+        problems=problems,
+        facts=tidy(report.facts, 300),
+    )
+
+
+def _blas(blas: BlasReport | None) -> str:
+    if blas is None or blas.gflops is None:
+        return ""
+    return f", {blas.source} BLAS at {number(blas.gflops)} GFLOP/s"
+
+
+def models(found: LocalModels, contains: str | None) -> schemas.ModelsAnswer:
+    """Models and adapters, filtered and capped."""
+    wanted = (contains or "").lower()
+    models = [_model(info) for info in found.models if wanted in f"{info.name} {info.path}".lower()]
+    adapters = [_adapter(info) for info in found.adapters if wanted in f"{info.name} {info.path}".lower()]
+    usable = sum(entry.problem is None for entry in models)
+    summary = f"{usable} usable models and {len(adapters)} adapters are on this machine"
+    shown_models = replies.first_that_fit(models[:MAX_LISTED], replies.MAX_DATA_BYTES // 2)
+    shown_adapters = replies.first_that_fit(adapters[:MAX_LISTED], replies.MAX_DATA_BYTES // 2)
+    hidden = len(models) - len(shown_models) + len(adapters) - len(shown_adapters)
+    return schemas.ModelsAnswer(
+        summary=f"{summary}{f'; {hidden} entries are not shown here' if hidden else ''}.",
+        next_step="Call estimate_cost with base_model_path, a prompt file and a teacher."
+        if usable
+        else "Import a GGUF with `opd import-gguf FILE DIR`, or put an MLX model folder under OPD_HOME/models, "
+        "then call list_models again.",
+        models=shown_models,
+        adapters=shown_adapters,
+        not_shown=hidden,
+    )
+
+
+def _model(info: ModelInfo) -> schemas.ModelEntry:
+    return schemas.ModelEntry(
+        name=tidy(info.name, 120),
+        path=tidy(str(info.path), 300),
+        architecture=tidy(info.architecture or None, 60),
+        quantization=tidy(info.quantization, 60),
+        size_gb=tidy(info.bytes / 1e9),
+        num_parameters_millions=tidy(info.num_parameters / 1e6),
+        problem=tidy(info.problem, 200),
+    )
+
+
+def _adapter(info: AdapterInfo) -> schemas.AdapterEntry:
+    return schemas.AdapterEntry(
+        path=tidy(str(info.path), 300),
+        base_model=tidy(info.base_model, 200),
+        rank=info.rank or None,
+        modified=info.modified_at or None,
+        problem=tidy(info.problem, 200),
+    )
+
+
+def estimate(found: Estimate) -> schemas.EstimateAnswer:
+    """What a run would take."""
+    return schemas.EstimateAnswer(
+        summary=f"The run would take {duration(60 * found.minutes_expected)} and cost {found.cost_usd:.2f} dollars, "
+        f"with {number(found.peak_memory_gb)} GB of memory and {number(found.disk_gb)} GB of disk. "
+        f"{found.basis_sentence}",
+        next_step="Tell the user; if they agree call start_distillation with the same arguments and a "
+        "client_request_id.",
+        **{name: tidy(getattr(found, name)) for name in schemas.EstimateAnswer.model_fields if hasattr(found, name)},
+    )
+
+
+def started(row: RunRow) -> schemas.StartAnswer:
+    """A run that was just created (or found again by its client_request_id)."""
+    summary = f"Run {row.run_id} is accepted with {row.total_steps} steps; it goes on in the background."
+    if row.queue_position:
+        summary += f" It is queued at position {row.queue_position}."
+    if row.state in END_STATES:
+        summary = f"Nothing new was started: this client_request_id belongs to run {row.run_id}, which is {row.state}."
+    return schemas.StartAnswer(
+        status="success",
+        summary=summary,
+        next_step=run_status(row).next_step
+        if row.state in END_STATES
+        else f"Call wait_for_run with run_id {row.run_id} until it has ended.",
+        run_id=row.run_id,
+        state=row.state,
+        queue_position=row.queue_position,
+        total_steps=row.total_steps,
+        message=tidy(row.message) or f"State: {row.state}.",
+    )
+
+
+def waited(row: RunRow, timeout_seconds: float) -> schemas.WaitAnswer:
+    """The status after a wait."""
+    timed_out = row.state not in END_STATES
+    return schemas.WaitAnswer(**run_status(row).model_dump(), timed_out=timed_out, timeout_applied_s=timeout_seconds)
+
+
+def metric_lines(
+    row: RunRow, series: Literal["train", "eval"], lines: Sequence[Mapping[str, Any]]
+) -> tuple[schemas.MetricsAnswer, list[str]]:
+    """The thinned series and its facts for the text."""
+    full = [tidy(line, 200) for line in lines]
+    history = [{name: line[name] for name in HISTORY_FIELDS[series] if line.get(name) is not None} for line in full]
+    kept = replies.thin(history)
+    cut = None
+    if len(kept) < len(history):
+        cut = f"{len(history) - len(kept)} of {len(history)} lines were left out; ask with since_step for a part."
+    main = MAIN_METRICS[series]
+    change = _change(kept, main[0])
+    answer = schemas.MetricsAnswer(
+        summary=f"Run {row.run_id} has {len(kept)} {series} lines here, {progress_line(row)}{change}.",
+        next_step=f"Call get_status with run_id {row.run_id} for the whole picture, or wait_for_run to follow it."
+        if kept
+        else f"No lines yet; call wait_for_run with run_id {row.run_id}.",
+        run_id=row.run_id,
+        series=series,
+        metrics_history=kept,
+        final_metrics=full[-1] if full else None,
+        cut=cut,
+    )
+    return answer, [*replies.metrics_facts(kept, main), *([cut] if cut else [])]
+
+
+def _change(lines: Sequence[Mapping[str, Any]], name: str) -> str:
+    known = [value for line in lines if isinstance(value := line.get(name), float | int)]
+    return f"; {name} went from {number(known[0])} to {number(known[-1])}" if len(known) > 1 else ""
+
+
+def runs(rows: Sequence[RunRow], next_cursor: str | None) -> schemas.RunsAnswer:
+    """Newest first."""
+    more = f" More are there: pass cursor {next_cursor}." if next_cursor else ""
+    return schemas.RunsAnswer(
+        summary=f"{len(rows)} runs, newest first.{more}" if rows else "There are no such runs.",
+        next_step="Call get_status with a run_id for one of them."
+        if rows
+        else "Call check_setup, then estimate_cost and start_distillation.",
+        runs=[run_entry(row) for row in rows],
+        next_cursor=next_cursor,
+    )
+
+
+def stopped(row: RunRow) -> schemas.StopAnswer:
+    """A run that was asked to stop: ended, or about to."""
+    status = run_status(row)
+    return schemas.StopAnswer(
+        status="success",
+        summary=status.summary,
+        next_step=status.next_step,
+        run_id=row.run_id,
+        state=row.state,
+        message=status.summary
+        if row.state != "stopping"
+        else "The run ends after the work in hand; its state is kept.",
+        final_step=row.step,
+        checkpoint_path=row.checkpoint_path,
+        final_adapter_path=row.final_adapter_path,
+    )
+
+
+def resumed(row: RunRow) -> schemas.ResumeAnswer:
+    """A run that goes on."""
+    queued = f" It is queued at position {row.queue_position}." if row.queue_position else ""
+    return schemas.ResumeAnswer(
+        status="success",
+        summary=f"Run {row.run_id} goes on from step {row.step} of {row.total_steps} in the background.{queued}",
+        next_step=f"Call wait_for_run with run_id {row.run_id} until it has ended.",
+        run_id=row.run_id,
+        state=row.state,
+        from_step=row.step,
+        queue_position=row.queue_position,
+        total_steps=row.total_steps,
+        message=tidy(row.message) or f"State: {row.state}.",
+    )

@@ -1,0 +1,124 @@
+"""The one command, `opd`: the server and the few things a person does in a terminal.
+
+Exit codes: 0 done; 1 it ended otherwise than hoped (a run failed, problems found); 2 wrong input or an error, told in
+one sentence on standard error; 130 interrupted (a run goes on by itself).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from opd_core import __version__
+from opd_core.errors import OPDError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run one command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except OPDError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        sys.stderr.close()
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; a command imports what it needs when it runs, so that `serve` starts fast."""
+    top = argparse.ArgumentParser(
+        prog="opd", description="Improve a small local language model by on-policy distillation."
+    )
+    top.add_argument("--version", action="version", version=f"opd {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    _add(commands, "serve", _serve, "serve the tools to an AI assistant over standard input and output (MCP)")
+    _add(
+        commands, "demo", _demo, "distil a small model on this machine, driven as an assistant would, and show the gain"
+    )
+    run = _add(commands, "run", _run, "start the run of a configuration file and follow it")
+    run.add_argument("file", type=Path, metavar="FILE", help="configuration, .yaml or .json")
+    status = _add(commands, "status", _status, "show a run: the current one, else the latest")
+    status.add_argument("run_id", nargs="?", metavar="RUN_ID", help="a run's id or a unique beginning of it")
+    _add(commands, "doctor", _doctor, "check this machine, its settings and how fast the server answers")
+    gguf = _add(commands, "import-gguf", _import_gguf, "turn a Llama-architecture GGUF file into an MLX model folder")
+    gguf.add_argument("file", type=Path, metavar="FILE", help="the GGUF file")
+    gguf.add_argument("folder", type=Path, metavar="DIR", help="the model folder to make; it must not exist yet")
+    gguf.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="weights (default: float16)"
+    )
+    return top
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command, purpose: str
+) -> argparse.ArgumentParser:
+    added = commands.add_parser(name, help=purpose, description=purpose[:1].upper() + purpose[1:] + ".")
+    added.set_defaults(command=command)
+    return added
+
+
+def _serve(_: argparse.Namespace) -> int:
+    import gc
+
+    # Imports make a hundred thousand objects that live as long as the process; collecting among them is a sixth of
+    # the start.
+    gc.disable()
+    from server.app import build_server
+    from server.settings import read_settings
+
+    server = build_server(read_settings())
+    gc.freeze()
+    gc.enable()
+    if sys.stdin.isatty():
+        print(
+            "Serving MCP on standard input; connect an assistant to it (README.md), or press Ctrl-C.", file=sys.stderr
+        )
+    server.run("stdio")
+    return 0
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from server.demo import run_demo
+
+    return run_demo()
+
+
+def _run(options: argparse.Namespace) -> int:
+    from server.terminal import start_and_follow
+
+    return start_and_follow(options.file)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from server.terminal import print_status
+
+    return print_status(options.run_id)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from server.doctor import examine
+
+    return examine()
+
+
+def _import_gguf(options: argparse.Namespace) -> int:
+    from server.importing import import_model
+
+    made = import_model(str(options.file.absolute()), options.folder, options.dtype)
+    print(f"{made['path']}: {made['architecture']}, {made['num_parameters'] / 1e6:.0f} million parameters.")
+    print("Give this path as base_model_path, or its folder's name when it lies under OPD_HOME/models.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The answer of `compare_adapters`: finished with its table, or still at work with how to fetch it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from opd_core.state.rows import RunRow
+from opd_core.types import END_STATES
+from server.present import number, percent, status_summary, tidy
+from server.replies import MAX_DATA_BYTES, data_bytes
+from server.schemas import CompareAnswer, ComparisonRow, ComparisonSample, Figure
+
+SAMPLE_LIMITS = (400, 200, 100)
+TEXT_SAMPLES = 2
+TEXT_SAMPLE_CHARACTERS = 160
+
+
+def compared(row: RunRow, result: Mapping[str, Any] | None, timeout_seconds: float) -> CompareAnswer:
+    """The answer for a comparison job; `result` is what its worker wrote, when it has completed."""
+    if result is None:
+        return _unfinished(row, timeout_seconds)
+    better = [entry["name"] for entry in result["rows"] if entry["verdict"] == "better"]
+    winner = f"{' and '.join(better)} is shown to be better" if better else "no candidate is shown to be better"
+    answer = CompareAnswer(
+        status="completed",
+        summary=tidy(result["summary"], 1500),
+        next_step=f"Tell the user the table; {winner} than {tidy(result['reference'], 64)}. Use a row's adapter_path "
+        "with mlx_lm --adapter-path, or call start_distillation with it as student_adapter_path to go on.",
+        job_id=row.run_id,
+        run_id=result["run_id"],
+        state=row.state,
+        held_out_prompts=result["held_out_prompts"],
+        primary_metric=result["primary_metric"],
+        reference=tidy(result["reference"], 64),
+        teacher_task_score=_figure(result["teacher"]["task_score"]),
+        rows=[ComparisonRow(**tidy(entry, 400)) for entry in result["rows"]],
+        timeout_applied_s=timeout_seconds,
+    )
+    return _with_samples(answer, result["samples"])
+
+
+def _unfinished(row: RunRow, timeout_seconds: float) -> CompareAnswer:
+    ended = row.state in END_STATES
+    again = f"Call compare_adapters with job_id {row.run_id} to fetch the result."
+    return CompareAnswer(
+        status="failed" if ended else "pending",
+        summary=status_summary(row),
+        next_step="Correct what the error names, then call compare_adapters again." if ended else again,
+        job_id=row.run_id,
+        run_id=tidy(row.config.get("run_id")),
+        state=row.state,
+        timeout_applied_s=timeout_seconds,
+    )
+
+
+def _figure(entry: Mapping[str, Any] | None) -> Figure | None:
+    return None if entry is None else Figure(**tidy(entry))
+
+
+def _with_samples(answer: CompareAnswer, samples: list[dict[str, Any]]) -> CompareAnswer:
+    """As many samples as fit, first shortened, then fewer."""
+    room = MAX_DATA_BYTES - data_bytes(answer.model_dump(mode="json"))
+    choices = [(limit, len(samples)) for limit in SAMPLE_LIMITS]
+    choices += [(SAMPLE_LIMITS[-1], count) for count in range(len(samples) - 1, -1, -1)]
+    for limit, count in choices:
+        shown = [ComparisonSample(**tidy(sample, limit)) for sample in samples[:count]]
+        if data_bytes([sample.model_dump() for sample in shown]) <= room:
+            break
+    cut = None
+    if (limit, count) != choices[0]:
+        cut = f"{count} of {len(samples)} samples are shown, texts cut at {limit} characters; the result file has more."
+    return answer.model_copy(update={"samples": shown, "cut": cut})
+
+
+def comparison_facts(answer: CompareAnswer) -> list[str]:
+    """One line a candidate, the teacher's ceiling, and a few answers marked as data."""
+    lines = []
+    for row in answer.rows:
+        if row.error is not None:
+            lines.append(f"- {row.name}: could not be compared: {row.error}")
+            continue
+        parts = [f"task score {interval(row.task_score, is_share=True)}"] if row.task_score else []
+        parts += [f"reverse KL {interval(row.reverse_kl)}"] if row.reverse_kl else []
+        parts += [f"agreement {number(row.teacher_agreement_pct.mean)} %"] if row.teacher_agreement_pct else []
+        parts += [f"{number(row.completion_tokens.mean)} tokens"] if row.completion_tokens else []
+        parts += [f"verdict: {row.verdict}"] if row.verdict else []
+        lines.append(f"- {row.name}: {', '.join(parts)}")
+    if answer.teacher_task_score is not None:
+        lines.append(f"- the teacher itself: task score {interval(answer.teacher_task_score, is_share=True)}")
+    for sample in answer.samples[:TEXT_SAMPLES]:
+        lines.append(f"- sample (data), prompt {_quoted(sample.prompt)}:")
+        lines += [f"    {name}: {_quoted(text)}" for name, text in sample.answers.items()]
+    return lines + ([f"- {answer.cut}"] if answer.cut else [])
+
+
+def interval(figure: Figure, is_share: bool = False) -> str:
+    """`12.5 % (3.5 % to 36 %)`."""
+    show = percent if is_share else number
+    return f"{show(figure.mean)} ({show(figure.low)} to {show(figure.high)})"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text[:TEXT_SAMPLE_CHARACTERS], ensure_ascii=False)

@@ -1,0 +1,128 @@
+"""A house without a database: use cases that answer from what a test put in, and a way to call tools as a client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+from mcp.client import Client
+from mcp_types import CallToolResult
+
+from opd_core.config import RunConfig
+from opd_core.control.estimate import Estimate
+from opd_core.control.models import LocalModels
+from opd_core.control.setup_check import SetupReport
+from opd_core.errors import RunNotFoundError
+from opd_core.paths import HomePaths
+from opd_core.state.metrics import Series
+from opd_core.state.rows import RunRow
+from opd_core.types import RunState
+from server.app import server_for
+from server.arguments import CompareArguments
+from server.settings import Problem
+from tests.server.records import make_estimate, make_report
+
+Era = Literal["auto", "legacy"]
+ERAS: tuple[Era, ...] = ("auto", "legacy")
+
+
+@dataclass
+class FakeUseCases:
+    """`rows` are given out one after the other by `status` (the last one stays); `asked` records every call."""
+
+    rows: list[RunRow] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+    report: SetupReport = field(default_factory=make_report)
+    models: LocalModels = field(default_factory=lambda: LocalModels((), ()))
+    settings_problems: tuple[Problem, ...] = ()
+    error: Exception | None = None
+    next_cursor: str | None = None
+    home: HomePaths = field(default_factory=lambda: HomePaths(Path("/nowhere/opd")))
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def _note(self, *call: Any) -> None:
+        self.asked.append(call)
+        if self.error is not None:
+            raise self.error
+
+    def _row(self) -> RunRow:
+        if not self.rows:
+            raise RunNotFoundError("There are no runs yet. start_distillation makes one.")
+        return self.rows.pop(0) if len(self.rows) > 1 else self.rows[0]
+
+    def check_setup(self) -> SetupReport:
+        self._note("check_setup")
+        return self.report
+
+    def list_models(self) -> LocalModels:
+        self._note("list_models")
+        return self.models
+
+    def estimate(self, config: RunConfig) -> Estimate:
+        self._note("estimate", config)
+        return make_estimate()
+
+    def start(self, config: RunConfig) -> RunRow:
+        self._note("start", config)
+        return self._row()
+
+    def status(self, run_id: str | None) -> RunRow:
+        self._note("status", run_id)
+        return self._row()
+
+    def metrics(self, run_id: str, series: Series, since_step: int | None, points: int) -> Sequence[dict[str, Any]]:
+        self._note("metrics", run_id, series, since_step, points)
+        return self.lines
+
+    def list(
+        self, session_id: str | None, state: RunState | None, limit: int, cursor: str | None
+    ) -> tuple[Sequence[RunRow], str | None]:
+        self._note("list", session_id, state, limit, cursor)
+        return self.rows, self.next_cursor
+
+    def stop(self, run_id: str | None, timeout_seconds: float) -> RunRow:
+        self._note("stop", run_id, timeout_seconds)
+        return self._row()
+
+    def resume(
+        self, run_id: str | None, num_training_steps: int | None, max_budget_usd: float | None, confirmed: bool
+    ) -> RunRow:
+        self._note("resume", run_id, num_training_steps, max_budget_usd, confirmed)
+        return self._row()
+
+    def start_comparison(self, arguments: CompareArguments) -> RunRow:
+        self._note("start_comparison", arguments)
+        return self.rows[0]
+
+    def comparison_result(self, job_id: str) -> dict[str, Any]:
+        self._note("comparison_result", job_id)
+        return self.result
+
+
+Progress = Callable[[float, float | None, str | None], Any]
+
+
+def call(cases: FakeUseCases, tool: str, arguments: dict[str, Any] | None = None, era: Era = "auto") -> CallToolResult:
+    """Call one tool as a client of the given protocol era would."""
+
+    async def go() -> CallToolResult:
+        async with Client(server_for(cases), mode=era) as client:
+            return await client.call_tool(tool, arguments or {})
+
+    return anyio.run(go)
+
+
+def text_of(result: CallToolResult) -> str:
+    """The text of a result."""
+    return "".join(block.text for block in result.content if block.type == "text")
+
+
+def data_of(result: CallToolResult) -> dict[str, Any]:
+    """The structured content of a result that is no error."""
+    assert not result.is_error, text_of(result)
+    assert isinstance(result.structured_content, dict)
+    return result.structured_content

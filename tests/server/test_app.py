@@ -1,0 +1,99 @@
+"""The server process: what it has imported, that it starts without a home, and that it really speaks over stdio."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+from mcp import StdioServerParameters
+from mcp.client import Client
+
+from server.app import argument_model
+from server.texts import TOOLS
+from tests.server.fakes import ERAS, Era, data_of, text_of
+
+ROOT = Path(__file__).resolve().parents[2]
+FORBIDDEN = {"mlx", "mlx_lm", "transformers", "anthropic", "torch"}
+# Needed by some call perhaps, but not before the first one.
+LATE = {"yaml", "jsonschema", "numpy", "sqlite_utils", "opd_core.control", "opd_core.state.store"}
+
+SCRIPT = """
+import json, sys
+from server.app import build_server
+from server.settings import read_settings
+from server.use_cases import HomeUseCases
+
+settings = read_settings()
+build_server(settings)
+started = sorted(sys.modules)
+cases = HomeUseCases(settings)
+try:
+    cases.status(None)
+except LookupError:
+    pass
+cases.list(None, None, 10, None)
+cases.list_models()
+cases.estimate
+import opd_core.control.setup_check, opd_core.control.estimate
+print(json.dumps([started, sorted(sys.modules)]))
+"""
+
+
+def modules_after_start(home: Path) -> tuple[set[str], set[str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        env={"OPD_HOME": str(home), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    started, called = json.loads(done.stdout)
+    return set(started), set(called)
+
+
+def test_a_fresh_server_process_imports_no_model_library_and_nothing_early(tmp_path: Path) -> None:
+    started, called = modules_after_start(tmp_path / "home")
+    assert not FORBIDDEN & {name.split(".")[0] for name in called}
+    assert not LATE & started
+    assert not {"training", "teachers"} & {name.split(".")[1] for name in called if name.startswith("opd_core.")}
+
+
+def test_starting_and_reading_make_no_home(tmp_path: Path) -> None:
+    modules_after_start(tmp_path / "home")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_tool_has_its_text_and_its_arguments() -> None:
+    for name in TOOLS:
+        assert argument_model(name).model_config["extra"] == "forbid"
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_the_served_process_answers_over_stdio_and_tells_an_unusable_home_in_the_call(tmp_path: Path, era: Era) -> None:
+    (tmp_path / "file").write_text("")
+    parameters = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "server.cli", "serve"],
+        env={"OPD_HOME": str(tmp_path / "file"), "PYTHONPATH": str(ROOT)},
+    )
+    configuration = {
+        "base_model_path": "tiny",
+        "prompts_path": str(tmp_path / "none.txt"),
+        "teacher_system_prompt": "Answer in JSON.",
+    }
+
+    async def go() -> None:
+        with anyio.fail_after(60):
+            async with Client(parameters, mode=era) as client:
+                data = data_of(await client.call_tool("check_setup", {}))
+                assert data["ready"] is False and "OPD_HOME" in data["problems"][0]["what"]
+                result = await client.call_tool("start_distillation", configuration)
+                assert result.is_error and "base_model_path" in text_of(result)
+
+    anyio.run(go)

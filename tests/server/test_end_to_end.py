@@ -1,0 +1,223 @@
+"""Everything at once, small: a real server over stdio, a real client, a real worker, a tiny real model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from mcp import StdioServerParameters
+from mcp.client import Client
+
+from tests.server.fakes import data_of, text_of
+from tests.tiny import write_tiny_model
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        subprocess.run([sys.executable, "-P", "-c", "import opd_core, server"], cwd="/", capture_output=True).returncode
+        != 0,
+        reason="the project is not installed in this Python, so no worker can be started",
+    ),
+]
+WAIT = {"timeout_seconds": 30}
+Story = Callable[[Client], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model made once; each test links it into its own home."""
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def house(tmp_path: Path, tiny: Path) -> Path:
+    """A home with one model and one prompt file."""
+    home = tmp_path / "home"
+    (home / "models" / "tiny").mkdir(parents=True)
+    for file in tiny.iterdir():
+        (home / "models" / "tiny" / file.name).write_bytes(file.read_bytes())
+    prompts = [json.dumps({"prompt": f"Say number {number}."}) for number in range(30)]
+    (home / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
+    return home
+
+
+def configuration(home: Path, **changes: Any) -> dict[str, Any]:
+    """A run of a few small steps."""
+    return {
+        "base_model_path": "tiny",
+        "validation_prompts_path": str(home / "prompts.jsonl"),
+        "teacher_system_prompt": "Be brief.",
+        "num_training_steps": 4,
+        "batch_size": 2,
+        "num_rollouts_per_prompt": 2,
+        "rollout_max_tokens": 8,
+        "eval_every_steps": 2,
+        "checkpoint_every_steps": 1,
+        "lora_rank": 2,
+        "kl_schedule": "constant",
+        **changes,
+    }
+
+
+def parameters(home: Path) -> StdioServerParameters:
+    return StdioServerParameters(
+        command=sys.executable, args=["-P", "-m", "server.cli", "serve"], env={"OPD_HOME": str(home)}
+    )
+
+
+def tell(home: Path, story: Story) -> None:
+    """Run a story with a client of a fresh server."""
+
+    async def go() -> None:
+        with anyio.fail_after(120):
+            async with Client(parameters(home)) as client:
+                await story(client)
+
+    anyio.run(go)
+
+
+async def ended(client: Client, run_id: str) -> dict[str, Any]:
+    """Wait until a run has ended."""
+    while True:
+        data = data_of(await client.call_tool("wait_for_run", {"run_id": run_id, **WAIT}))
+        if not data["timed_out"]:
+            return data
+
+
+def test_the_main_job_from_setup_to_comparison(house: Path) -> None:
+    async def story(client: Client) -> None:
+        assert data_of(await client.call_tool("check_setup", {}))["ready"]
+        assert data_of(await client.call_tool("list_models", {}))["models"][0]["name"] == "tiny"
+        estimate = data_of(await client.call_tool("estimate_cost", configuration(house)))
+        assert estimate["steps"] == 4 and estimate["cost_usd"] == 0 and estimate["basis"] == "guess"
+        request = configuration(house, client_request_id="once")
+        started = data_of(await client.call_tool("start_distillation", request))
+        again = data_of(await client.call_tool("start_distillation", request))
+        assert again["run_id"] == started["run_id"]
+        status = await ended(client, started["run_id"])
+        assert status["state"] == "completed", status
+        assert status["metrics"]["step"] == 4 and status["baseline"]["reverse_kl"] > 0
+        adapter = Path(status["final_adapter_path"])
+        assert (adapter / "adapters.safetensors").is_file()
+        history = data_of(await client.call_tool("get_metrics", {}))["metrics_history"]
+        assert [line["step"] for line in history] == [1, 2, 3, 4]
+        compared = data_of(await client.call_tool("compare_adapters", WAIT))
+        assert compared["status"] == "completed", compared
+        assert [row["name"] for row in compared["rows"]] == ["base", "distilled"]
+        assert data_of(await client.call_tool("estimate_cost", configuration(house)))["basis"] == "measured"
+
+    tell(house, story)
+
+
+def test_a_run_outlives_its_server_and_a_second_server_sees_it(house: Path) -> None:
+    command = [sys.executable, "-P", "-m", "server.cli", "serve"]
+    environment = {"OPD_HOME": str(house), "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
+    assert server.stdin is not None and server.stdout is not None
+    calls = [
+        {
+            "method": "initialize",
+            "params": {
+                "protocolVersion": "2025-11-25",
+                "capabilities": {},
+                "clientInfo": {"name": "test", "version": "1"},
+            },
+        },
+        {"method": "tools/call", "params": {"name": "start_distillation", "arguments": configuration(house)}},
+    ]
+    run_id = ""
+    for number, message in enumerate(calls):
+        server.stdin.write(json.dumps({"jsonrpc": "2.0", "id": number, **message}).encode() + b"\n")
+        server.stdin.flush()
+        answer = json.loads(server.stdout.readline())
+        if number == 0:
+            server.stdin.write(b'{"jsonrpc": "2.0", "method": "notifications/initialized"}\n')
+        else:
+            run_id = answer["result"]["structuredContent"]["run_id"]
+    os.killpg(server.pid, signal.SIGKILL)
+    server.communicate()
+
+    async def story(client: Client) -> None:
+        assert (await ended(client, run_id))["state"] == "completed"
+
+    tell(house, story)
+
+
+def test_a_killed_worker_is_interrupted_and_resumes_to_the_end(house: Path) -> None:
+    async def story(client: Client) -> None:
+        request = configuration(house, num_training_steps=400)
+        run_id = data_of(await client.call_tool("start_distillation", request))["run_id"]
+        step = 0
+        while step < 2:
+            data = data_of(await client.call_tool("wait_for_run", {"run_id": run_id, "timeout_seconds": 0.1}))
+            assert data["timed_out"], data
+            step = data["metrics"]["step"]
+        os.kill(worker_of(house, run_id), signal.SIGKILL)
+        with anyio.fail_after(5):
+            while (status := data_of(await client.call_tool("get_status", {"run_id": run_id})))["state"] == "running":
+                await anyio.lowlevel.checkpoint()
+        assert status["state"] == "interrupted" and "resume_distillation" in status["next_step"]
+        resumed = data_of(await client.call_tool("resume_distillation", {"run_id": run_id}))
+        assert resumed["status"] == "success"
+        stopped = data_of(await client.call_tool("stop_distillation", {"run_id": run_id, "timeout_seconds": 30}))
+        assert stopped["state"] == "stopped" and stopped["final_step"] >= 1, stopped
+
+    tell(house, story)
+
+
+def worker_of(home: Path, run_id: str) -> int:
+    """The worker's process id, as the run's row has it."""
+    with contextlib.closing(sqlite3.connect(home / "opd.db")) as connection:
+        (pid,) = connection.execute("SELECT pid FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    return int(pid)
+
+
+def test_bad_inputs_give_one_clear_error_each_and_leave_nothing_behind(house: Path, tmp_path: Path) -> None:
+    files = {
+        "empty.jsonl": "",
+        "bad.jsonl": '{"prompt": "a"}\n' * 6 + '{"prompt": \n',
+        "good.txt": "one\ntwo\n",
+    }
+    for name, text in files.items():
+        (house / name).write_text(text)
+    other = write_tiny_model(house / "models" / "other", extra_token="ab")
+    wide = house / "models" / "adapter"
+    wide.mkdir()
+    before = sorted(str(path) for path in house.rglob("*"))
+
+    bad: dict[str, dict[str, Any]] = {
+        "does not exist": {"validation_prompts_path": str(house / "none.jsonl")},
+        "folder": {"validation_prompts_path": str(house / "models")},
+        "empty": {"validation_prompts_path": str(house / "empty.jsonl")},
+        "line 7": {"validation_prompts_path": str(house / "bad.jsonl")},
+        "did you mean 'batch_size'": {"batch_sise": 3},
+        "batch_size is the text 'three'": {"batch_size": "three"},
+        "max_budget_usd is -1": {"max_budget_usd": -1},
+        "tokenizer": {"teacher_model_id": str(other), "teacher_system_prompt": None},
+        "adapter_config.json": {"student_adapter_path": str(wide)},
+        "no model": {"base_model_path": "gpt-99"},
+    }
+
+    async def story(client: Client) -> None:
+        for told, changes in bad.items():
+            result = await client.call_tool("start_distillation", configuration(house, **changes))
+            text = text_of(result)
+            assert result.is_error and told.lower() in text.lower(), f"{told}: {text}"
+            assert "Traceback" not in text and "pydantic" not in text
+        assert data_of(await client.call_tool("list_runs", {}))["runs"] == []
+
+    tell(house, story)
+    assert sorted(str(path) for path in house.rglob("*")) == before

@@ -1,0 +1,224 @@
+"""The tools as a client sees them: answers that stand alone in both forms, errors in plain words, both eras."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+import jsonschema
+import pytest
+from mcp.client import Client
+
+from opd_core.adapter_files import AdapterInfo
+from opd_core.control.models import LocalModels
+from opd_core.errors import HomeError, PromptFileError
+from opd_core.model_files import ModelInfo
+from opd_core.paths import HomePaths
+from server.app import server_for
+from server.replies import MAX_RESULT_BYTES
+from server.settings import Problem
+from server.texts import TOOLS
+from tests.server.fakes import ERAS, Era, FakeUseCases, call, data_of, text_of
+from tests.server.records import BLOCKING, COMPARED, CONFIG, completed, make_report, make_row
+
+CALLS: dict[str, tuple[FakeUseCases, dict[str, Any]]] = {
+    "check_setup": (FakeUseCases(), {}),
+    "list_models": (FakeUseCases(), {}),
+    "estimate_cost": (FakeUseCases(), CONFIG),
+    "start_distillation": (FakeUseCases(rows=[make_row(state="queued", queue_position=2, step=0)]), CONFIG),
+    "get_status": (FakeUseCases(rows=[make_row()]), {}),
+    "wait_for_run": (FakeUseCases(rows=[completed()]), {"timeout_seconds": 1}),
+    "get_metrics": (FakeUseCases(rows=[make_row()], lines=[{"step": 1, "kl_loss": 0.5}]), {}),
+    "list_runs": (FakeUseCases(rows=[make_row(), completed()]), {}),
+    "stop_distillation": (FakeUseCases(rows=[make_row(state="stopped", end_reason="by_user")]), {}),
+    "resume_distillation": (FakeUseCases(rows=[make_row(state="queued", queue_position=1)]), {}),
+    "compare_adapters": (
+        FakeUseCases(rows=[completed(kind="comparison", run_id="cmp_1", total_steps=0)], result=COMPARED),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("name", TOOLS)
+def test_every_tool_answers_with_summary_and_next_step_in_both_forms(name: str, era: Era) -> None:
+    cases, arguments = CALLS[name]
+
+    async def go() -> None:
+        async with Client(server_for(cases), mode=era) as client:
+            result = await client.call_tool(name, arguments)
+            data, text = data_of(result), text_of(result)
+            assert data["summary"] in text
+            assert data["next_step"] in text
+            schema = next(tool.output_schema for tool in (await client.list_tools()).tools if tool.name == name)
+            jsonschema.validate(data, schema or {})
+
+    anyio.run(go)
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_every_tool_sets_its_title_and_all_four_hints(era: Era) -> None:
+    async def go() -> None:
+        async with Client(server_for(FakeUseCases()), mode=era) as client:
+            tools = (await client.list_tools()).tools
+            assert [tool.name for tool in tools] == list(TOOLS)
+            for tool in tools:
+                assert tool.annotations is not None and tool.title
+                hints = tool.annotations.model_dump(exclude={"title"})
+                assert len(hints) == 4 and None not in hints.values(), tool.name
+                assert tool.description and len(tool.description) < 2000
+
+    anyio.run(go)
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_input_schemas_describe_every_field_and_carry_no_framework_noise(era: Era) -> None:
+    async def go() -> None:
+        async with Client(server_for(FakeUseCases()), mode=era) as client:
+            for tool in (await client.list_tools()).tools:
+                for name, field in tool.input_schema["properties"].items():
+                    assert field.get("description"), f"{tool.name}.{name}"
+                    assert "title" not in field and {"type": "null"} not in field.get("anyOf", [])
+                assert "$ref" not in json.dumps(tool.input_schema)
+                jsonschema.Draft202012Validator.check_schema(tool.input_schema)
+
+    anyio.run(go)
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_the_server_introduces_itself_with_the_order_of_calls_and_its_version(era: Era) -> None:
+    async def go() -> None:
+        async with Client(server_for(FakeUseCases()), mode=era) as client:
+            assert client.instructions and len(client.instructions) < 2000
+            order = (
+                "check_setup -> list_models -> estimate_cost -> start_distillation -> wait_for_run -> compare_adapters"
+            )
+            assert order in client.instructions
+            assert client.server_info and client.server_info.version
+
+    anyio.run(go)
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_an_error_of_ours_keeps_its_own_text(era: Era) -> None:
+    cases = FakeUseCases(error=PromptFileError("Line 7 of prompts.jsonl is not valid JSON. Correct it."))
+    result = call(cases, "start_distillation", CONFIG, era)
+    assert result.is_error
+    assert "Line 7 of prompts.jsonl is not valid JSON. Correct it." in text_of(result)
+    assert result.structured_content is None
+
+
+def test_a_run_that_does_not_exist_yet_says_which_tool_makes_one() -> None:
+    result = call(FakeUseCases(), "get_status")
+    assert result.is_error and "start_distillation" in text_of(result)
+
+
+def test_an_unexpected_error_names_its_class_and_the_log_but_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    cases = FakeUseCases(error=KeyError("secret rollout text"), home=HomePaths(tmp_path))
+    result = call(cases, "get_status")
+    text = text_of(result)
+    assert result.is_error and "KeyError" in text and str(tmp_path / "logs" / "server.log") in text
+    assert "Traceback" not in text and "secret" not in text
+    assert "secret rollout text" in (tmp_path / "logs" / "server.log").read_text()
+
+
+def test_an_unexpected_error_without_a_home_goes_to_the_error_output(capfd: pytest.CaptureFixture[str]) -> None:
+    text = text_of(call(FakeUseCases(error=ZeroDivisionError("x")), "list_runs"))
+    assert "ZeroDivisionError" in text and "error output" in text
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_an_unusable_home_is_one_clear_error_of_the_call() -> None:
+    error = HomeError("OPD_HOME '/x' cannot be used: Permission denied. Make it a writable folder.")
+    assert "Permission denied" in text_of(call(FakeUseCases(error=error), "start_distillation", CONFIG))
+
+
+def test_setup_shows_problems_of_the_machine_and_of_the_settings_with_their_fixes() -> None:
+    cases = FakeUseCases(
+        report=make_report(problems=(BLOCKING,)),
+        settings_problems=(Problem("OPD_ROTS is not a setting; it was ignored.", "Did you mean OPD_ROOTS?"),),
+    )
+    result = call(cases, "check_setup")
+    data, text = data_of(result), text_of(result)
+    assert not data["ready"] and "No run can start yet: 2 problems" in data["summary"]
+    assert "Make it writable." in text and "Did you mean OPD_ROOTS?" in text
+    assert "123.4" in text and data["facts"]["blas"]["source"] == "system"
+
+
+def test_models_are_filtered_capped_and_their_trouble_is_told() -> None:
+    good = [ModelInfo(Path(f"/m/good-{number}"), f"good-{number}", bytes=10**9) for number in range(40)]
+    bad = ModelInfo(Path("/m/bad"), "bad", problem="config.json is missing")
+    adapter = AdapterInfo(Path("/a/one"), "one", rank=8)
+    cases = FakeUseCases(models=LocalModels((*good, bad), (adapter,)))
+    everything = data_of(call(cases, "list_models"))
+    assert len(everything["models"]) == 25 and everything["not_shown"] == 16
+    filtered = call(cases, "list_models", {"contains": "BAD"})
+    assert [model["name"] for model in data_of(filtered)["models"]] == ["bad"]
+    assert "config.json is missing" in text_of(filtered)
+
+
+def test_estimate_rounds_its_numbers_and_says_where_they_come_from() -> None:
+    result = call(FakeUseCases(), "estimate_cost", CONFIG)
+    data = data_of(result)
+    assert data["minutes_expected"] == 4.432 and data["basis"] == "guess" and data["cost_usd"] == 0.0
+    assert "learning_rate is high" in text_of(result) and "The minutes are a guess." in data["summary"]
+
+
+def test_a_finished_comparison_gives_the_table_the_ceiling_and_escaped_samples() -> None:
+    cases, arguments = CALLS["compare_adapters"]
+    result = call(cases, "compare_adapters", arguments)
+    data, text = data_of(result), text_of(result)
+    assert data["status"] == "completed" and data["teacher_task_score"]["mean"] == 1.0
+    assert data["rows"][1]["verdict"] == "better" and "distilled is shown to be better than base" in data["next_step"]
+    assert "97.5 %" in text and "\x1b" not in json.dumps(data, ensure_ascii=False) + text
+
+
+def test_a_comparison_still_at_work_says_how_to_fetch_it() -> None:
+    row = make_row(kind="comparison", run_id="cmp_1", total_steps=0, step=0, config={"run_id": "opd_1"})
+    cases = FakeUseCases(rows=[row])
+    data = data_of(call(cases, "compare_adapters", {"timeout_seconds": 0}))
+    assert data["status"] == "pending" and data["rows"] == []
+    assert "compare_adapters with job_id cmp_1" in data["next_step"]
+
+
+def test_fetching_a_comparison_by_its_job_starts_no_other() -> None:
+    cases, _ = CALLS["compare_adapters"]
+    cases.asked.clear()
+    data_of(call(cases, "compare_adapters", {"job_id": "cmp_1"}))
+    assert "start_comparison" not in [asked[0] for asked in cases.asked]
+
+
+def test_a_comparison_that_failed_says_why() -> None:
+    row = make_row(kind="comparison", run_id="cmp_1", state="failed", error_message="No adapter loads.", total_steps=0)
+    data = data_of(call(FakeUseCases(rows=[row]), "compare_adapters", {"job_id": "cmp_1"}))
+    assert data["status"] == "failed" and "No adapter loads." in data["summary"]
+
+
+def test_the_largest_results_stay_under_twenty_kilobytes_and_say_what_was_cut() -> None:
+    long = {f"metric_{number}": 0.123456 for number in range(60)}
+    lines = [{**TRAIN_FIELDS, **long, "step": step} for step in range(200)]
+    metrics = call(FakeUseCases(rows=[make_row()], lines=lines), "get_metrics", {"points": 200})
+    sample: dict[str, Any] = {"prompt": "p" * 400, "reference": "r" * 400, "teacher": "t" * 400}
+    sample |= {"answers": {f"adapter {number}": "é" * 400 for number in range(6)}}
+    rows = [{**COMPARED["rows"][0], "name": f"adapter {number}"} for number in range(6)]
+    wide = {**COMPARED, "rows": rows, "samples": [sample] * 4}
+    comparison = call(
+        FakeUseCases(rows=[completed(kind="comparison", run_id="cmp_1")], result=wide), "compare_adapters"
+    )
+    models = [ModelInfo(Path("/" + "m" * 290), "n" * 120, problem="p" * 190) for _ in range(100)]
+    listed = call(FakeUseCases(models=LocalModels(tuple(models), ())), "list_models")
+    paths = {"base_model_path": "/b" * 200}
+    runs = [completed(config=paths, final_adapter_path="/c" * 150) for _ in range(20)]
+    history = call(FakeUseCases(rows=runs), "list_runs", {"limit": 20})
+    for result in (metrics, comparison, listed, history):
+        assert len(result.model_dump_json(by_alias=True).encode()) < MAX_RESULT_BYTES
+    assert data_of(metrics)["cut"] and data_of(comparison)["cut"] and data_of(listed)["not_shown"] > 75
+
+
+TRAIN_FIELDS = {
+    "kl_loss": 0.12345, "total_loss": 0.12345, "kl_divergence_mean": 0.1, "student_entropy": 1.1, "kl_weight": 1.0,
+    "teacher_alignment_pct": 80.12, "tokens_per_second": 55.5, "gradient_norm": 0.77, "truncation_rate": 0.0,
+}  # fmt: skip
