@@ -15,9 +15,11 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import numpy as np
 import pytest
 from mcp import StdioServerParameters
 from mcp.client import Client
+from safetensors.numpy import save_file
 
 from tests.server.fakes import data_of, text_of
 from tests.tiny import write_tiny_model
@@ -158,7 +160,7 @@ def test_a_run_outlives_its_server_and_a_second_server_sees_it(house: Path) -> N
 
 def test_a_killed_worker_is_interrupted_and_resumes_to_the_end(house: Path) -> None:
     async def story(client: Client) -> None:
-        request = configuration(house, num_training_steps=400)
+        request = configuration(house, num_training_steps=60, eval_every_steps=30)
         run_id = data_of(await client.call_tool("start_distillation", request))["run_id"]
         step = 0
         while step < 2:
@@ -166,16 +168,63 @@ def test_a_killed_worker_is_interrupted_and_resumes_to_the_end(house: Path) -> N
             assert data["timed_out"], data
             step = data["metrics"]["step"]
         os.kill(worker_of(house, run_id), signal.SIGKILL)
-        with anyio.fail_after(5):
+        with anyio.fail_after(1):
             while (status := data_of(await client.call_tool("get_status", {"run_id": run_id})))["state"] == "running":
                 await anyio.lowlevel.checkpoint()
         assert status["state"] == "interrupted" and "resume_distillation" in status["next_step"]
         resumed = data_of(await client.call_tool("resume_distillation", {"run_id": run_id}))
         assert resumed["status"] == "success"
-        stopped = data_of(await client.call_tool("stop_distillation", {"run_id": run_id, "timeout_seconds": 30}))
-        assert stopped["state"] == "stopped" and stopped["final_step"] >= 1, stopped
+        finished = await ended(client, run_id)
+        assert finished["state"] == "completed" and finished["metrics"]["step"] == 60, finished
+        lines = (house / "metrics" / f"{run_id}_train.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, 61))  # no step twice, none missing
 
     tell(house, story)
+
+
+def test_a_stopped_run_keeps_its_checkpoint_and_says_where(house: Path) -> None:
+    async def story(client: Client) -> None:
+        request = configuration(house, num_training_steps=1000)
+        run_id = data_of(await client.call_tool("start_distillation", request))["run_id"]
+        while not data_of(await client.call_tool("get_status", {"run_id": run_id}))["metrics"]["step"]:
+            await anyio.lowlevel.checkpoint()
+        stopped = data_of(await client.call_tool("stop_distillation", {"run_id": run_id, "timeout_seconds": 30}))
+        assert stopped["state"] == "stopped" and stopped["final_step"] >= 1, stopped
+        assert (Path(stopped["checkpoint_path"]) / "adapters.safetensors").is_file()
+
+    tell(house, story)
+
+
+def test_an_unusable_home_is_one_clear_error_of_the_call(house: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    async def story(client: Client) -> None:
+        request = configuration(house, base_model_path=str(house / "models" / "tiny"))
+        result = await client.call_tool("start_distillation", request)
+        assert result.is_error and "OPD_HOME" in text_of(result) and "writable" in text_of(result), text_of(result)
+
+    async def go() -> None:
+        with anyio.fail_after(120):
+            home = parameters(tmp_path / "file" / "home")
+            environment = {**(home.env or {}), "OPD_ROOTS": str(house)}
+            async with Client(home.model_copy(update={"env": environment})) as client:
+                await story(client)
+
+    anyio.run(go)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "home"]
+
+
+def adapter_of_a_wider_model(folder: Path) -> Path:
+    """An adapter that is sound in itself, for a base of another width."""
+    folder.mkdir()
+    keys = {"rank": 2, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": keys}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
+    tensors = {f"{name}.lora_a": np.zeros((64, 2), np.float32) for name in names}
+    tensors |= {f"{name}.lora_b": np.zeros((2, 64), np.float32) for name in names}
+    save_file(tensors, folder / "adapters.safetensors")
+    return folder
 
 
 def worker_of(home: Path, run_id: str) -> int:
@@ -194,8 +243,7 @@ def test_bad_inputs_give_one_clear_error_each_and_leave_nothing_behind(house: Pa
     for name, text in files.items():
         (house / name).write_text(text)
     other = write_tiny_model(house / "models" / "other", extra_token="ab")
-    wide = house / "models" / "adapter"
-    wide.mkdir()
+    wide = adapter_of_a_wider_model(house / "models" / "adapter")
     before = sorted(str(path) for path in house.rglob("*"))
 
     bad: dict[str, dict[str, Any]] = {
@@ -207,7 +255,7 @@ def test_bad_inputs_give_one_clear_error_each_and_leave_nothing_behind(house: Pa
         "batch_size is the text 'three'": {"batch_size": "three"},
         "max_budget_usd is -1": {"max_budget_usd": -1},
         "tokenizer": {"teacher_model_id": str(other), "teacher_system_prompt": None},
-        "adapter_config.json": {"student_adapter_path": str(wide)},
+        "(64, 2)": {"student_adapter_path": str(wide)},
         "no model": {"base_model_path": "gpt-99"},
     }
 
