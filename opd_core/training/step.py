@@ -8,6 +8,7 @@ update    Σ_t D(student ‖ teacher)_t / Σ tokens  gradient through the studen
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import statistics
@@ -64,10 +65,15 @@ def batch_for_step(examples: Sequence[PromptExample], step: int, batch_size: int
     chosen = []
     for position in range((step - 1) * batch_size, step * batch_size):
         epoch, index = divmod(position, len(examples))
-        order = list(range(len(examples)))
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        chosen.append(examples[order[index]])
+        chosen.append(examples[_shuffled(len(examples), epoch, seed)[index]])
     return chosen
+
+
+@functools.lru_cache(maxsize=2)  # a step touches two passes at most, and a pass may be a million prompts long
+def _shuffled(count: int, epoch: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
 
 
 def draw_rollouts(
