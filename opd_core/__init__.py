@@ -3,4 +3,4 @@
 Importing this package, or any of its light modules, never imports MLX: see DESIGN notes in CONTRIBUTING.md.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -71,6 +71,10 @@ class HomePaths:
         """Everything the worker printed."""
         return self.home / "logs" / f"{run_id}.log"
 
+    def completions(self, run_id: str) -> Path:
+        """Every text a teacher gave; append-only, never cut back."""
+        return self.home / "teacher_completions" / f"{run_id}_completions.jsonl"
+
     def result(self, job_id: str) -> Path:
         """The result of a job that is not a distillation, for example a comparison."""
         return self.home / "results" / f"{job_id}.json"
@@ -119,7 +123,12 @@ def new_run_id(prefix: str = "opd", now: datetime | None = None, taken: bool = F
 
 def utc_now() -> str:
     """The present moment as ISO 8601 in UTC with milliseconds, for records people read."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return iso_utc(datetime.now(UTC))
+
+
+def iso_utc(moment: datetime) -> str:
+    """`2026-11-23T12:00:00.000Z`; the moment is in UTC."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def fsync_path(path: Path) -> None:

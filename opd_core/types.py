@@ -12,7 +12,7 @@ RunState = Literal[
 EndReason = Literal[
     "finished", "early_stop", "budget", "by_user", "diverged", "teacher_refused", "error", "worker_died"
 ]
-JobKind = Literal["distillation", "comparison"]
+JobKind = Literal["distillation", "comparison", "probe"]
 FinishReason = Literal["stop", "length"]
 
 LIVE_STATES: tuple[RunState, ...] = ("preparing", "running", "waiting", "stopping")

@@ -9,17 +9,18 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from opd_core.errors import StaleWorkerError, StateError, StoreError
-from opd_core.paths import HomePaths, utc_now
+from opd_core.paths import HomePaths, iso_utc, utc_now
 from opd_core.state.database import SqlValue
 from opd_core.state.jsonl import JsonlFile, dump_line
 from opd_core.state.metrics import Series
 from opd_core.state.rows import RunRow
 from opd_core.state.store import RunStore
-from opd_core.types import Rollout
+from opd_core.types import Rollout, RunState, clean_text
 
 HEARTBEAT_SECONDS = 1.0
 STEP_PHASE_SECONDS = 0.25
@@ -98,6 +99,24 @@ class RunRecorder:
         self._write(lambda: self._store.heartbeat(self._run_id, self._epoch, checkpoint_path=str(path)))
         best = " (best so far)" if is_best else ""
         self._store.add_event(self._run_id, "checkpoint", f"Checkpoint of step {step}{best}: {path}")
+
+    def waiting(self, reason: str, wake_in_seconds: float) -> None:
+        """Show that the run waits for something outside, and until when; without a reason: that it goes on."""
+        wake_at = datetime.now(UTC) + timedelta(seconds=wake_in_seconds)
+        columns: dict[str, SqlValue] = {"waiting_reason": clean_text(reason), "wake_at": iso_utc(wake_at)}
+        if not reason:
+            columns = {"waiting_reason": None, "wake_at": None}
+        to: RunState = "waiting" if reason else "running"
+        if self._state_seen == to or self._state_seen == "stopping":
+            self._write(lambda: self._store.heartbeat(self._run_id, self._epoch, **columns))
+            return
+        try:
+            message = columns["waiting_reason"] or ""
+            self._write(
+                lambda: self._store.transition(self._run_id, to, epoch=self._epoch, message=str(message), **columns)
+            )
+        except StateError:  # a stop was asked for in the meantime
+            self._write(lambda: self._store.get(self._run_id))
 
     def log(self, message: str) -> None:
         """Write a line to the run's log (the worker's own output)."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from opd_core.paths import iso_utc
 from opd_core.types import LIVE_STATES, EndReason, JobKind, RunState
 
 Line = dict[str, Any]
@@ -77,6 +78,27 @@ class RunRow:
     result_path: str | None
     last_log_lines: tuple[str, ...] = ()
     """The end of the worker's log, filled in for failed and interrupted runs; text to show, not to trust."""
+    budget_usd: float | None = None
+    """The limit for paid calls; `None` for a job that makes none. This and what follows comes from the ledger."""
+    spent_usd: float = 0.0
+    reserved_usd: float = 0.0
+    """What calls under way may still cost."""
+    budget_warning: bool = False
+    """80 % of the limit are spent or reserved."""
+    budget_exceeded: bool = False
+    """The run stopped because its next call did not fit into what was left."""
+    budget_frozen: bool = False
+    """Paid calls are refused until a person has looked: one cost more than was reserved, or could not be priced."""
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether the job may ask a teacher that costs money."""
+        return self.config.get("teacher_kind") == "claude" or bool(self.config.get("judge"))
+
+    @property
+    def needs_api_key(self) -> bool:
+        """Whether it can do anything without a key."""
+        return self.is_paid and not self.config.get("teacher_cache_only")
 
 
 SELECT_RUNS = """
@@ -106,5 +128,4 @@ def to_row(record: sqlite3.Row, now_unix_seconds: float | None = None) -> RunRow
 
 
 def _iso(unix_seconds: float) -> str:
-    moment = datetime.fromtimestamp(unix_seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return iso_utc(datetime.fromtimestamp(unix_seconds, UTC))

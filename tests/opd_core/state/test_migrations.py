@@ -41,7 +41,10 @@ NEXT: tuple[Migration, ...] = (*MIGRATIONS, add_column)
 def test_an_empty_file_gets_the_whole_schema(connection: sqlite3.Connection, path: Path) -> None:
     migrate(connection, path)
     assert version(connection) == len(MIGRATIONS)
-    assert tables(connection) == {"runs", "events", "metric_series", "metric_points", "facts"}
+    assert tables(connection) == {
+        *("runs", "events", "metric_series", "metric_points", "facts"),
+        *("budgets", "budget_changes", "calls", "responses", "adjustments"),
+    }
 
 
 def test_every_table_is_strict(connection: sqlite3.Connection, path: Path) -> None:

@@ -274,3 +274,32 @@ def test_a_step_outlives_a_busy_database(
         recorder.train_metrics(train_line(1))
     assert len(refusals) >= 2
     assert store.metrics("run") == [train_line(1)]
+
+
+def test_a_wait_shows_its_reason_and_wake_time_until_it_is_over(recorder: RunRecorder, store: RunStore) -> None:
+    recorder.phase("baseline_eval")
+    recorder.waiting("rate \x1b limit", 90.0)
+    seen = row(store)
+    assert (seen.state, seen.waiting_reason) == ("waiting", "rate \\x1b limit")
+    assert seen.wake_at is not None and seen.started_at is not None and seen.wake_at > seen.started_at
+    recorder.waiting("longer", 600.0)
+    assert row(store).state == "waiting" and row(store).waiting_reason == "longer"
+    recorder.waiting("", 0.0)
+    assert (row(store).state, row(store).waiting_reason, row(store).wake_at) == ("running", None, None)
+
+
+def test_a_run_that_waits_before_it_began_is_running_afterwards(recorder: RunRecorder, store: RunStore) -> None:
+    recorder.waiting("spend cap", 90.0)
+    recorder.waiting("", 0.0)
+    recorder.phase("rollout")
+    assert row(store).state == "running"
+
+
+def test_a_stop_wins_over_a_wait(recorder: RunRecorder, store: RunStore) -> None:
+    recorder.phase("rollout")
+    store.request_stop("run")
+    recorder.waiting("rate limit", 90.0)
+    assert row(store).state == "stopping" and recorder.should_stop()
+    recorder.waiting("rate limit", 90.0)
+    recorder.waiting("", 0.0)
+    assert row(store).state == "stopping"

@@ -1,0 +1,247 @@
+"""Every cent before it is spent: reserve, send one HTTP attempt, settle together with the reply.
+
+Safe from any number of processes and threads. The limits of the run and of the calendar month (UTC, the whole
+install) are enforced by triggers in the database, so that wrong code here cannot admit too much. An open call may be
+billed: whoever does not know how one ended forfeits it, and it counts in full. Nothing is ever deleted; corrections
+are rows of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from opd_core.errors import StateError
+from opd_core.money import postings, totals
+from opd_core.money.amounts import format_usd
+from opd_core.money.totals import OpenCall as OpenCall
+from opd_core.money.totals import Totals as Totals
+from opd_core.state.database import Database, SqlValue
+
+
+def utc_clock() -> datetime:
+    """The present moment, in UTC."""
+    return datetime.now(UTC)
+
+
+class Ledger:
+    """The money of one home. Amounts are picodollars; every method that changes something is one transaction.
+
+    Args:
+        database: the home's database file.
+        month_limit_pico: the person's limit for the whole install in a calendar month of UTC.
+        clock: gives the present moment in UTC.
+    """
+
+    def __init__(self, database: Path, *, month_limit_pico: int, clock: Callable[[], datetime] = utc_clock) -> None:
+        self._database = Database(database)
+        self._month_limit_pico, self._clock = month_limit_pico, clock
+        self._is_checked = False
+
+    def open_budget(self, run_id: str, limit_pico: int) -> None:
+        """Give a run its budget, at every start of it. The caller has checked the person's ceilings.
+
+        A lower limit than the run had is taken over; a higher one needs `raise_limit`.
+
+        Raises:
+            StateError: the run has a lower limit.
+            LedgerDamagedError: as `rebuild_check`.
+        """
+        self.rebuild_check()
+        with self._database.write() as connection:
+            limit = postings.limit_of(connection, run_id)
+            if limit is not None and limit < limit_pico:
+                raise StateError(
+                    f"Run {run_id} has a budget of {format_usd(limit)}, not {format_usd(limit_pico)}. Resume it with a "
+                    "higher max_budget_usd and confirmed=true to raise it."
+                )
+            if limit != limit_pico:
+                postings.change_budget(connection, run_id, self._now(), "its budget", "run", limit_pico=limit_pico)
+
+    def raise_limit(self, run_id: str, new_limit_pico: int) -> None:
+        """Raise a run's limit; the caller has a person's confirmation and has checked the ceilings.
+
+        Raises:
+            StateError: the run has no budget, or a higher one.
+        """
+        with self._database.write() as connection:
+            limit = postings.limit_of(connection, run_id)
+            if limit is None or new_limit_pico < limit:
+                problem = "no budget yet" if limit is None else f"the higher budget {format_usd(limit)}"
+                raise StateError(f"Run {run_id} has {problem}. Leave its budget as it is, or start a new run.")
+            if new_limit_pico > limit:
+                postings.change_budget(connection, run_id, self._now(), "raised", "run", limit_pico=new_limit_pico)
+
+    def reserve(
+        self,
+        run_id: str,
+        request_key: str,
+        model: str,
+        price_version: str,
+        amount_pico: int,
+        owner: str,
+        *,
+        is_batch: bool = False,
+    ) -> str:
+        """Admit one HTTP attempt at its highest possible cost; send it at once after this. Returns its call id.
+
+        Args:
+            amount_pico: from `pricing.reservation_pico`; positive.
+            owner: the worker instance (run and epoch) whose lock proves that it lives, for `recover`.
+            is_batch: it is sent in a batch under the call id as custom_id, and outlives its worker.
+
+        Raises:
+            BudgetExceededError: it does not fit into what is left of the run's or the month's budget.
+            BudgetFrozenError: an earlier call of the run or the month cost more than was reserved.
+            DuplicateCallError: the request is open, or its reply is stored (look into the cache again).
+            LedgerDamagedError: the first reservation of each instance does `rebuild_check` first.
+            StateError: the run has no budget.
+        """
+        if not self._is_checked:
+            self.rebuild_check()
+        call_id, month = secrets.token_hex(16), self._month()
+        with self._database.write() as connection:
+            if postings.limit_of(connection, month) != self._month_limit_pico:
+                postings.change_budget(
+                    connection, month, self._now(), "the setting", "install", limit_pico=self._month_limit_pico
+                )
+            columns: dict[str, SqlValue] = {
+                "call_id": call_id, "run_id": run_id, "month": month, "request_key": request_key, "owner": owner,
+                "model": model, "price_version": price_version, "is_batch": is_batch, "reserved_pico": amount_pico,
+                "opened_at": self._now(),
+            }  # fmt: skip
+            postings.admit_call(connection, columns)
+        return call_id
+
+    def settle(self, call_id: str, actual_pico: int, usage_json: str, request_id: str | None, body: str | None) -> None:
+        """Close a call at its computed cost and, in the same transaction, store its reply for good.
+
+        A cost above the reservation is recorded as it is and freezes the run and the month.
+
+        Args:
+            body: the reply to keep in the response cache; None charges the call and keeps nothing.
+
+        Raises:
+            StateError: the call is closed already, or unknown.
+        """
+        now = self._now()
+        with self._database.write() as connection:
+            postings.close_call(
+                connection, call_id, "settled", now, actual_pico=actual_pico, usage=usage_json, request_id=request_id
+            )
+            if body is not None:
+                connection.execute(
+                    "INSERT INTO responses SELECT request_key, call_id, ?, ?, ? FROM calls WHERE call_id = ?",
+                    (body, hashlib.sha256(body.encode()).hexdigest(), now, call_id),
+                )
+
+    def release(self, call_id: str, reason: str) -> None:
+        """Close a call that is known not to be billed: never sent, or refused with a status that costs nothing.
+
+        Raises:
+            StateError: as `settle`.
+        """
+        with self._database.write() as connection:
+            postings.close_call(connection, call_id, "released", self._now(), actual_pico=0, reason=reason)
+
+    def forfeit(self, call_id: str, reason: str, *, freeze: bool = False) -> None:
+        """Close a call of which nobody knows whether it is billed: charged in full.
+
+        Args:
+            freeze: the reply could not be priced, so no more calls until a person has looked.
+
+        Raises:
+            StateError: as `settle`.
+        """
+        with self._database.write() as connection:
+            postings.close_call(connection, call_id, "forfeited", self._now(), reason=reason)
+            if freeze:
+                for scope in postings.scopes_of(connection, call_id):
+                    postings.change_budget(connection, scope, self._now(), reason, f"call {call_id}", frozen=True)
+
+    def adjust(self, call_id: str, delta_pico: int, why: str, by_whom: str) -> None:
+        """A person's correction of a closed call, such as a forfeited one that the provider's bill does not show.
+
+        Raises:
+            StateError: the call is open or unknown, or would cost less than nothing, or a word is missing.
+        """
+        with self._database.write() as connection:
+            postings.append_adjustment(connection, call_id, self._now(), delta_pico, why, by_whom)
+
+    def unfreeze(self, scope: str, why: str, by_whom: str) -> None:
+        """Admit calls again, after a person compared the provider's bill with the ledger. Never offered as a tool.
+
+        Args:
+            scope: a run id, or `month:2026-11`.
+
+        Raises:
+            StateError: it is not frozen.
+        """
+        with self._database.write() as connection:
+            if not connection.execute("SELECT 1 FROM budgets WHERE scope = ? AND frozen", (scope,)).fetchone():
+                raise StateError(f"The budget of {scope} is not frozen, so there is nothing to lift.")
+            postings.change_budget(connection, scope, self._now(), why, by_whom, frozen=False)
+
+    def recover(self, hold_owner: Callable[[str], AbstractContextManager[bool]]) -> int:
+        """Forfeit the open calls of dead owners; returns how many.
+
+        Calls in a batch stay open: the provider goes on with a batch whoever died, and its list tells the outcome.
+
+        Args:
+            hold_owner: tries, without waiting, to take the lock that this owner held for life, and holds it inside the
+                `with`; gives whether it was got. While it is held no such owner lives, so its open calls are orphans.
+        """
+        forfeited = 0
+        for record in self._database.read("SELECT DISTINCT owner FROM calls WHERE state = 'open' AND NOT is_batch"):
+            with hold_owner(record["owner"]) as is_dead:
+                if is_dead:
+                    with self._database.write() as connection:
+                        forfeited += postings.forfeit_orphans(connection, record["owner"], self._now())
+        return forfeited
+
+    def open_batch_calls(self, run_id: str) -> list[OpenCall]:
+        """A run's calls that were meant for a batch and have no outcome yet, oldest first."""
+        return totals.read_open_batch_calls(self._database, run_id)
+
+    def set_batch_id(self, call_ids: list[str], batch_id: str) -> None:
+        """Note in which batch open calls were submitted; a second, different id for a call is refused.
+
+        Raises:
+            StateError: a call is not an open batch call, or is in another batch.
+        """
+        with self._database.write() as connection:
+            for call_id in call_ids:
+                postings.note_batch(connection, call_id, batch_id)
+
+    def count_cache_hits(self, run_id: str, count: int = 1) -> None:
+        """Note that stored replies answered so many of a run's requests."""
+        with self._database.write() as connection:
+            connection.execute("UPDATE budgets SET cache_hits = cache_hits + ? WHERE scope = ?", (count, run_id))
+
+    def totals(self, run_id: str) -> Totals:
+        """How a run's budget stands; all zero for a run that has none."""
+        return totals.read_totals(self._database, run_id) or Totals(run_id)
+
+    def month_totals(self) -> Totals:
+        """How the install's budget of the present month stands."""
+        month = self._month()
+        return totals.read_totals(self._database, month) or Totals(month, limit_pico=self._month_limit_pico)
+
+    def rebuild_check(self) -> None:
+        """Reckon every total anew from the calls; no money moves through an instance before this has passed once.
+
+        Raises:
+            LedgerDamagedError: the totals, a guard or a stored reply were changed past the ledger.
+        """
+        totals.rebuild_check(self._database)
+        self._is_checked = True
+
+    def _now(self) -> str:
+        return self._clock().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def _month(self) -> str:
+        return f"month:{self._clock():%Y-%m}"
