@@ -7,7 +7,7 @@ it. Then the base is in memory once, and the fixed context is read once, as a ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,16 @@ class LocalTeacher:
         """See `TokenTeacher.context_length`."""
         return len(self._prompt_ids(conversation))
 
-    def generate(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[Decoded]:
-        """See `TokenTeacher.generate`."""
+    def generate(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_tokens: int,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[Decoded]:
+        """See `TokenTeacher.generate`; empty when stopped on the way."""
         prompts = [self._prompt_ids(conversation) for conversation in conversations]
-        return decode(self._scorer.model, prompts, 1, Sampling(max_tokens, 0.0), self._stop_ids, random_key(0))
+        greedy = Sampling(max_tokens, 0.0)
+        return decode(self._scorer.model, prompts, 1, greedy, self._stop_ids, random_key(0), should_stop)
 
     def _prompt_ids(self, conversation: Sequence[Message]) -> tuple[int, ...]:
         key = repr(conversation)

@@ -1,0 +1,48 @@
+"""A worker that is killed at a chosen moment of its first paid call: `python -m … HOME URL MOMENT`.
+
+MOMENT: "before_send" and "after_reply" kill in the transport of a single call; "after_submit" when a batch has been
+taken and before its id is known. The process dies by SIGKILL, as by the kernel or a person.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx2
+
+from opd_core.teachers.transport import direct_transport
+from tests.endpoint import Endpoint
+from tests.opd_core.teachers.claude_kit import Kit, ask
+
+
+class DyingTransport(httpx2.AsyncBaseTransport):
+    """Kills its own process before or after the first POST."""
+
+    def __init__(self, moment: str) -> None:
+        self._moment = moment
+        self._inner = direct_transport()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if self._moment == "before_send":
+            os.kill(os.getpid(), signal.SIGKILL)
+        response = await self._inner.handle_async_request(request)
+        await response.aread()
+        if request.method == "POST":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return response
+
+
+def main() -> None:
+    folder, url, moment = sys.argv[1:]
+    kit = Kit(Path(folder), cast(Endpoint, SimpleNamespace(url=url)))
+    settings: dict[str, Any] = {"use_batches": moment == "after_submit"}
+    kit.teacher(transport=lambda: DyingTransport(moment), **settings).references([ask(), ask("another")])
+
+
+if __name__ == "__main__":
+    main()
