@@ -25,11 +25,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "batch_size", "num_training_steps", "learning_rate", "lr_warmup_steps", "gradient_clip_norm",
         "lora_rank", "lora_scale", "lora_keys", "use_dora",
     ),
-    "loss": ("beta", "token_weighting", "kl_weight", "kl_schedule", "kl_warmup_steps", "use_sft_mixup", "sft_weight"),
+    "loss": (
+        "beta", "token_weighting", "kl_weight", "kl_schedule", "kl_warmup_steps", "use_sft_mixup", "sft_weight",
+        "anchor_weight", "dpo_beta", "nll_weight", "dpo_round_steps", "sft_warmup_steps",
+    ),
     "teacher": (
         "teacher_kind", "teacher_system_prompt", "teacher_examples", "teacher_template", "teacher_cache_only",
         "teacher_batch_api", "teacher_max_concurrent", "teacher_rate_limit_tpm", "teacher_timeout_seconds",
-        "max_budget_usd", "guidance_level", "overlap_teacher", "acknowledge_teacher_terms",
+        "max_budget_usd", "guidance_level", "num_guidance_examples", "teacher_ema", "teacher_refresh_steps",
+        "probe_max_prompts", "overlap_teacher", "acknowledge_teacher_terms",
     ),
     "checkpointing": ("checkpoint_dir", "checkpoint_every_steps", "save_best_only"),
     "evaluation": (
@@ -109,6 +113,21 @@ class RunConfig(Frozen):
         False, description="Add sft_weight × NLL of the teacher's own answers to the loss: a cold start."
     )
     sft_weight: Weight = Field(0.1, description="Weight of that NLL.")
+    anchor_weight: Weight = Field(
+        0.0, description="coach: weight of a KL to the student as it began, unguided; 0.02 to 0.1 against drift."
+    )
+    dpo_beta: float = Field(
+        0.1, gt=0.0, le=10.0, description="contrast: strength of the tie to the policy at the round's start."
+    )
+    nll_weight: Weight = Field(
+        0.2, description="contrast: weight of the NLL per token of the teacher's answer, which holds its likelihood up."
+    )
+    dpo_round_steps: int | None = Field(
+        None, ge=1, le=1_000_000, description="contrast: steps of a round; default one pass over the prompts."
+    )
+    sft_warmup_steps: int | None = Field(
+        None, ge=0, le=1_000_000, description="contrast: steps of SFT first; default one pass, at most half the run."
+    )
 
     teacher_kind: Literal["local", "claude", "endpoint"] = Field("local", description="What the teacher is.")
     teacher_system_prompt: Annotated[str, Field(min_length=1, max_length=65536)] | None = Field(
@@ -127,7 +146,21 @@ class RunConfig(Frozen):
         100.0, ge=0.0, le=1e6, description="Most this run may spend; a local teacher is free."
     )
     guidance_level: Literal["examples", "lesson", "critique", "reference"] | None = Field(
-        None, description="How a text teacher guides the student (method coach)."
+        None,
+        description="coach: what the student reads to be guided; default examples. sft: reference leaves the student's "
+        "own answers out.",
+    )
+    num_guidance_examples: int = Field(
+        4, ge=1, le=64, description="Example turns at guidance_level examples; one teacher call each."
+    )
+    teacher_ema: float = Field(
+        0.0, ge=0.0, le=1.0, description="coach: share of the student that enters the guided copy at each step; 0 none."
+    )
+    teacher_refresh_steps: int | None = Field(
+        None, ge=1, le=1_000_000, description="coach: steps after which the guided copy becomes the student of then."
+    )
+    probe_max_prompts: int = Field(
+        32, ge=1, le=10_000, description="auto: most held-out prompts on which the levels of guidance are tried."
     )
     overlap_teacher: bool = Field(False, description="Draw the next rollouts while a remote teacher works.")
     acknowledge_teacher_terms: bool = Field(False, description="The user has read the provider's terms on training.")
@@ -164,6 +197,12 @@ class RunConfig(Frozen):
     def _has_prompts(self) -> RunConfig:
         if self.prompts_path is None and self.validation_prompts_path is None:
             raise ValueError("give prompts_path or validation_prompts_path: a .jsonl or .txt file of prompts")
+        return self
+
+    @model_validator(mode="after")
+    def _follows_in_one_way(self) -> RunConfig:
+        if self.teacher_ema > 0 and self.teacher_refresh_steps is not None:
+            raise ValueError("give teacher_ema or teacher_refresh_steps, not both: they are two ways to follow")
         return self
 
 
@@ -231,11 +270,13 @@ def grouped(config: RunConfig) -> dict[str, Any]:
 
 
 def unknown_key(name: str, allowed: Iterable[str]) -> str:
-    """`'learnin_rate' is not a setting; did you mean 'learning_rate'?`"""
+    """`'learnin_rate' is not known here; did you mean 'learning_rate'`"""
     names = list(allowed)
     near = difflib.get_close_matches(name.rsplit(".", 1)[-1], names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "allowed are " + ", ".join(sorted(names)[:60])
-    return f"{clean_text(name, 80)!r} is not known here; {hint}"
+    if near:
+        return f"{clean_text(name, 80)!r} is not known here; did you mean {near[0]!r}"
+    hint = f"; allowed are {', '.join(sorted(names)[:60])}" if names else ""
+    return f"{clean_text(name, 80)!r} is not known here{hint}"
 
 
 def explain_validation(error: ValidationError, allowed: Iterable[str]) -> list[str]:
@@ -244,7 +285,7 @@ def explain_validation(error: ValidationError, allowed: Iterable[str]) -> list[s
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            problems.append(unknown_key(name, allowed))
+            problems.append(unknown_key(name, allowed if len(item["loc"]) == 1 else ()))
         elif item["type"] == "missing":
             problems.append(f"{name} is missing")
         elif not item["loc"]:
@@ -257,11 +298,25 @@ def explain_validation(error: ValidationError, allowed: Iterable[str]) -> list[s
 def plain_rule(item: Mapping[str, Any]) -> str:
     """What pydantic wanted, as the end of a sentence."""
     message = str(item["msg"])
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"its kind must be one of {item['ctx'].get('expected_tags', 'the documented ones')}"
+    if item["type"] == "string_pattern_mismatch":
+        return "use 1 to 64 letters, digits, '_' or '-', beginning with a letter or digit"
+    if item["type"] in ("float_type", "int_type") and _is_number_text(item["input"]):
+        return "it must be a number, not text: write it without quotes, and 1e-4 as 0.0001 or 1.0e-4"
     for prefix in ("Input should be ", "Value error, "):
         if message.startswith(prefix):
             rest = message.removeprefix(prefix)
             return f"it must be {rest}" if prefix.startswith("Input") else rest
     return message[:1].lower() + message[1:]
+
+
+def _is_number_text(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, str)
 
 
 def describe(value: Any) -> str:

@@ -14,17 +14,19 @@ from opd_core.errors import CompatibilityError, ConfigError, ModelFileError, OPD
 from opd_core.extractor import WHOLE, score
 from opd_core.prompt_files import PromptExample
 from opd_core.run_prompts import load_run_prompts
-from opd_core.training.comparison_table import Metric, interval_entry, summary_text, table_rows
+from opd_core.training.comparison_table import Primary, interval_entry, judged_rows, summary_text, table_rows
 from opd_core.training.evaluator import Evaluation, Progress, evaluate
+from opd_core.training.judging import judge_evaluations
 from opd_core.training.lora import LoadedBase, load_base, make_student
-from opd_core.training.teaching import TokenTeacher
+from opd_core.training.methods import BuildTeacher
+from opd_core.training.teaching import TextTeacher, TokenTeacher
 from opd_core.training.tokenization import decode_completion
-from opd_core.training.trainer import BuildTeacher
 from opd_core.types import clean_text
 
 SHOWN_SAMPLES = 4
 MAX_SAMPLE_CHARACTERS = 400
 TEACHER_ROWS = 64
+EVALUATED, JUDGED = 0.7, 0.95  # shares of the work, when there is a judge
 
 
 class ComparisonObserver(Protocol):
@@ -38,7 +40,11 @@ class ComparisonObserver(Protocol):
 
 
 def compare(
-    spec: ComparisonSpec, config: RunConfig, build_teacher: BuildTeacher, observer: ComparisonObserver
+    spec: ComparisonSpec,
+    config: RunConfig,
+    build_teacher: BuildTeacher,
+    observer: ComparisonObserver,
+    judge: TextTeacher | None = None,
 ) -> dict[str, Any] | None:
     """Evaluate every candidate and put the figures side by side; None when stopped on the way.
 
@@ -46,9 +52,14 @@ def compare(
     `job_id, run_id, base_model, teacher {name, task_score}, held_out_prompts, primary_metric, reference` (the name
     of the candidate the others are measured against: the run's incoming adapter, else the base), `summary`,
     `rows [{name, adapter_path, error, task_score, reverse_kl, teacher_agreement_pct, completion_tokens,
-    truncation_rate, repetition_rate, versus_reference, verdict}]`, `samples [{prompt, reference, answers {name: text},
-    teacher}]`. A figure is `{mean, low, high, samples}`, a difference in `versus_reference` is `{mean, low, high,
-    pairs, verdict}` by metric; intervals are at 95 %. A candidate that does not load has an `error` and nulls.
+    truncation_rate, repetition_rate, versus_reference, judged, verdict}]`, `judge` (see `judge_evaluations`, without
+    its candidates; null without a judge), `samples [{prompt, reference, answers {name: text}, teacher}]`. A figure is
+    `{mean, low, high, samples}`, a difference in `versus_reference` is `{mean, low, high, pairs, verdict}` by metric;
+    intervals are at 95 %. A candidate that does not load has an `error` and nulls. Only a local teacher scores tokens
+    and answers by itself: with another one, reverse KL and the teacher's columns are null.
+
+    Args:
+        judge: compares the answers blindly; its budget is its own.
 
     Raises:
         OPDError: base, teacher or prompts cannot be used, or no candidate loads.
@@ -58,23 +69,46 @@ def compare(
     examples = load_run_prompts(config).held_out
     observer.phase("preparing", "loading the base model and the teacher")
     base = load_base(Path(config.base_model_path))
-    teacher = build_teacher(config, base)
-    found = _evaluate_all(spec, config, base, teacher, examples, observer)
+    teacher = build_teacher(config, base) if config.teacher_kind == "local" else None
+    found = _evaluate_all(spec, config, base, teacher, examples, observer, EVALUATED if judge else JUDGED)
     if found is None:
         return None
     evaluations, errors = found
-    observer.phase("evaluation", "the teacher's own answers", 0.95)
+    judged = None
+    if judge is not None:
+        judged = _judge(judge, evaluations, _reference(spec, config, evaluations), observer)
+        if judged is None:
+            return None
+    observer.phase("evaluation", "the teacher's own answers", JUDGED)
     answers = _teacher_answers(teacher, base, examples, config, observer)
-    return None if answers is None else _result(spec, config, teacher.name, examples, evaluations, errors, answers)
+    if answers is None:
+        return None
+    name = teacher.name if teacher else config.teacher_model_id or config.teacher_kind
+    return _result(spec, config, name, examples, evaluations, errors, answers, judged)
+
+
+def _judge(
+    judge: TextTeacher, evaluations: Mapping[str, Evaluation], reference: str, observer: ComparisonObserver
+) -> dict[str, Any] | None:
+    def progress(done: int, total: int) -> None:
+        fraction = EVALUATED + (JUDGED - EVALUATED) * done / max(1, total)
+        observer.phase("judging", f"{done} of {total} prompts", fraction)
+
+    progress(0, len(evaluations[reference].samples))
+    found = judge_evaluations(judge, evaluations, reference, progress, observer.should_stop)
+    if found is not None and found["note"]:
+        observer.log(found["note"])
+    return found
 
 
 def _evaluate_all(
     spec: ComparisonSpec,
     config: RunConfig,
     base: LoadedBase,
-    teacher: TokenTeacher,
+    teacher: TokenTeacher | None,
     examples: Sequence[PromptExample],
     observer: ComparisonObserver,
+    share: float,
 ) -> tuple[dict[str, Evaluation], dict[str, str]] | None:
     """Evaluations by candidate, and for those that do not load the reason."""
     evaluations: dict[str, Evaluation] = {}
@@ -83,7 +117,7 @@ def _evaluate_all(
     for number, candidate in enumerate(spec.candidates):
 
         def progress(done: int, total: int, name: str = candidate.name, number: int = number) -> None:
-            fraction = 0.95 * (number + done / max(1, total)) / len(spec.candidates)
+            fraction = share * (number + done / max(1, total)) / len(spec.candidates)
             observer.phase("evaluation", f"{name}: {done} of {total} prompts", fraction)
 
         progress(0, len(examples))
@@ -105,7 +139,7 @@ def _evaluate_one(
     candidate: Candidate,
     config: RunConfig,
     base: LoadedBase,
-    teacher: TokenTeacher,
+    teacher: TokenTeacher | None,
     examples: Sequence[PromptExample],
     observer: ComparisonObserver,
     progress: Progress,
@@ -126,14 +160,16 @@ def _evaluate_one(
 
 
 def _teacher_answers(
-    teacher: TokenTeacher,
+    teacher: TokenTeacher | None,
     base: LoadedBase,
     examples: Sequence[PromptExample],
     config: RunConfig,
     observer: ComparisonObserver,
 ) -> list[str] | None:
-    """The teacher's own greedy answers: the ceiling of what it can teach. None when stopped on the way."""
+    """A local teacher's own greedy answers: the ceiling of what it can teach. None when stopped on the way."""
     texts: list[str] = []
+    if teacher is None:
+        return texts
     for start in range(0, len(examples), TEACHER_ROWS):
         if observer.should_stop():
             return None
@@ -151,10 +187,11 @@ def _result(
     evaluations: Mapping[str, Evaluation],
     errors: Mapping[str, str],
     teacher_answers: Sequence[str],
+    judged: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    primary: Metric = "task_score" if config.check is not None else "reverse_kl"
+    primary = _primary(config, judged is not None)
     reference = _reference(spec, config, evaluations)
-    figures = table_rows(evaluations, reference, primary, spec.seed)
+    figures = judged_rows(table_rows(evaluations, reference, primary, spec.seed), judged, primary)
     empty = dict.fromkeys(next(iter(figures.values())))
     teacher_score = _teacher_score(config, examples, teacher_answers)
     return {
@@ -165,7 +202,8 @@ def _result(
         "held_out_prompts": len(examples),
         "primary_metric": primary,
         "reference": reference,
-        "summary": summary_text(figures, reference, primary, teacher_score),
+        "summary": summary_text(figures, reference, primary, len(examples), teacher_score),
+        "judge": judged and {name: value for name, value in judged.items() if name != "candidates"},
         "rows": [
             {
                 "name": candidate.name,
@@ -177,6 +215,15 @@ def _result(
         ],
         "samples": _samples(spec, examples, evaluations, teacher_answers),
     }
+
+
+def _primary(config: RunConfig, is_judged: bool) -> Primary | None:
+    """What the verdict goes by; None when nothing here tells better from worse."""
+    if config.check is not None:
+        return "task_score"
+    if config.teacher_kind == "local":
+        return "reverse_kl"
+    return "judgement" if is_judged else None
 
 
 def _reference(spec: ComparisonSpec, config: RunConfig, evaluations: Mapping[str, Evaluation]) -> str:
@@ -192,7 +239,7 @@ def _reference(spec: ComparisonSpec, config: RunConfig, evaluations: Mapping[str
 def _teacher_score(
     config: RunConfig, examples: Sequence[PromptExample], answers: Sequence[str]
 ) -> dict[str, Any] | None:
-    if config.check is None:
+    if config.check is None or not answers:
         return None
     extractor = config.extractor or WHOLE
     paired = zip(answers, examples, strict=True)
@@ -212,7 +259,7 @@ def _samples(
             "prompt": _shown(examples[index].prompt),
             "reference": None if (text := examples[index].reference) is None else _shown(text),
             "answers": {name: _shown(done.samples[index].completion) for name, done in evaluations.items()},
-            "teacher": _shown(teacher_answers[index]),
+            "teacher": _shown(teacher_answers[index]) if teacher_answers else None,
         }
         for index in chosen
     ]

@@ -16,6 +16,7 @@ from opd_core.intervals import MIN_PAIRS, Interval, mean_interval, paired_bootst
 from opd_core.training.evaluator import Evaluation, SampleScore
 
 Metric = Literal["task_score", "reverse_kl", "teacher_agreement_pct", "completion_tokens"]
+Primary = Metric | Literal["judgement"]
 Values = list[float | None]
 """One value a prompt, in the order of the prompts; `None` where it could not be taken."""
 
@@ -81,7 +82,7 @@ def _bounds(interval: Interval) -> dict[str, float | None]:
 
 
 def table_rows(
-    evaluations: Mapping[str, Evaluation], reference: str, primary: Metric, seed: int
+    evaluations: Mapping[str, Evaluation], reference: str, primary: Primary | None, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Name to figures; `versus_reference` and `verdict` are null for the reference itself."""
     values = {name: metric_values(evaluation.samples) for name, evaluation in evaluations.items()}
@@ -96,31 +97,65 @@ def table_rows(
                 metric: difference_entry(values[name][metric], values[reference][metric], metric, seed)
                 for metric in METRICS
             }
-        verdict_entry = versus[primary] if versus else None
+        verdict_entry = versus[primary] if versus and primary in METRICS else None
         rows[name] = {**row, "versus_reference": versus, "verdict": verdict_entry and verdict_entry["verdict"]}
     return rows
 
 
+def judged_rows(
+    rows: Mapping[str, dict[str, Any]], judged: Mapping[str, Any] | None, primary: Primary | None
+) -> dict[str, dict[str, Any]]:
+    """The rows with each candidate's judgement (null where there is none); the verdict follows it when it decides."""
+    found: Mapping[str, Any] = judged["candidates"] if judged else {}
+    full = {name: {**row, "judged": found.get(name)} for name, row in rows.items()}
+    if primary == "judgement":
+        full = {name: {**row, "verdict": (row["judged"] or {}).get("verdict")} for name, row in full.items()}
+    return full
+
+
 def summary_text(
-    rows: Mapping[str, Mapping[str, Any]], reference: str, primary: Metric, teacher_score: Mapping[str, Any] | None
+    rows: Mapping[str, Mapping[str, Any]],
+    reference: str,
+    primary: Primary | None,
+    prompts: int,
+    teacher_score: Mapping[str, Any] | None,
 ) -> str:
     """The result in a few plain sentences."""
-    compared = [name for name, row in rows.items() if row["versus_reference"]]
-    first = rows[reference][primary]
-    prompts = first["samples"] if first else 0
-    sentences = [f"On {prompts} held-out prompts, {reference} has {_words(primary, first)}."]
-    for name in compared:
-        row = rows[name]
-        low, high = (_amount(primary, row["versus_reference"][primary][end]) for end in ("low", "high"))
-        sentences.append(
-            f"{name} has {_words(primary, row[primary])}: {row['verdict']} "
-            f"(95 % interval of the difference {low} to {high})."
-        )
+    compared = [name for name in rows if name != reference]
+    start = f"On {prompts} held-out prompts"
+    if primary is None:
+        sentences = [f"{start} answers were written, but nothing here says which are better: the run has no check."]
+    elif primary == "judgement":
+        sentences = [f"{start} the others were judged against {reference}."]
+    else:
+        sentences = [f"{start}, {reference} has {_words(primary, rows[reference][primary])}."]
+        sentences += [_compared_sentence(name, rows[name], primary) for name in compared]
+    sentences += [_judged_sentence(name, reference, rows[name]["judged"]) for name in compared if rows[name]["judged"]]
     if compared and prompts < MIN_PAIRS:
         sentences.append(f"With fewer than {MIN_PAIRS} prompts no difference can be shown.")
     if teacher_score is not None:
         sentences.append(f"The teacher itself has {_words('task_score', teacher_score)}.")
     return " ".join(sentences)
+
+
+def _compared_sentence(name: str, row: Mapping[str, Any], metric: Metric) -> str:
+    difference = row["versus_reference"][metric] or {}
+    low, high = (_amount(metric, difference.get(end)) for end in ("low", "high"))
+    return (
+        f"{name} has {_words(metric, row[metric])}: {row['verdict'] or 'not comparable'} "
+        f"(95 % interval of the difference {low} to {high})."
+    )
+
+
+def _judged_sentence(name: str, reference: str, judged: Mapping[str, Any]) -> str:
+    rate = judged["length_controlled_win_rate"]
+    if rate is None:
+        return f"No judgement of {name} could be used."
+    return (
+        f"The judge prefers {name} to {reference} on {100 * judged['win_rate']:.1f} % of {judged['pairs']} prompts, at "
+        f"equal length on {100 * rate['mean']:.1f} % ({100 * rate['low']:.1f} % to {100 * rate['high']:.1f} %): "
+        f"{judged['verdict']}."
+    )
 
 
 def _words(metric: Metric, entry: Mapping[str, Any] | None) -> str:

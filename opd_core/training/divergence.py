@@ -30,12 +30,14 @@ class DivergenceTerms(NamedTuple):
     Attributes:
         value: the divergence in nats, shape (...).
         gradient: ∂value/∂student_logits, shape (..., V).
+        reverse_kl: KL(student ‖ teacher) in nats whatever `beta` is, shape (...).
         student_entropy: −Σ s log s in nats, shape (...).
         agreement: 1 where student and teacher have the same most likely token, else 0, shape (...).
     """
 
     value: mx.array
     gradient: mx.array
+    reverse_kl: mx.array
     student_entropy: mx.array
     agreement: mx.array
 
@@ -93,21 +95,22 @@ def divergence_terms(student_logits: mx.array, teacher_logits: mx.array, beta: f
     if beta == 1.0:
         teacher_norm = mx.logsumexp(teacher_logits, axis=-1)
         log_ratio = (student_logits - teacher_logits) - (student_norm - teacher_norm)[..., None]
-        value = mx.sum(student * log_ratio, axis=-1)
+        value = reverse = mx.sum(student * log_ratio, axis=-1)
         gradient = student * (log_ratio - value[..., None])
     elif beta == 0.0:
         teacher, teacher_norm = _softmax_and_norm(teacher_logits)
         log_ratio = (student_logits - teacher_logits) - (student_norm - teacher_norm)[..., None]
         value = -mx.sum(teacher * log_ratio, axis=-1)
+        reverse = mx.sum(student * log_ratio, axis=-1)
         gradient = student - teacher
     else:
-        value, gradient = _jensen_shannon_terms(student_logits, teacher_logits, student, student_norm, beta)
-    return DivergenceTerms(value, gradient, entropy, agreement.astype(mx.float32))
+        value, gradient, reverse = _jensen_shannon_terms(student_logits, teacher_logits, student, student_norm, beta)
+    return DivergenceTerms(value, gradient, reverse, entropy, agreement.astype(mx.float32))
 
 
 def _jensen_shannon_terms(
     student_logits: mx.array, teacher_logits: mx.array, student: mx.array, student_norm: mx.array, beta: float
-) -> tuple[mx.array, mx.array]:
+) -> tuple[mx.array, mx.array, mx.array]:
     _check_inner(beta)
     teacher, teacher_norm = _softmax_and_norm(teacher_logits)
     student_logprobs = student_logits - student_norm[..., None]
@@ -117,7 +120,8 @@ def _jensen_shannon_terms(
     to_student = mx.sum(student * log_ratio, axis=-1)
     to_teacher = mx.sum(teacher * (teacher_logprobs - mixture), axis=-1)
     value = beta * to_teacher + (1.0 - beta) * to_student
-    return value, (1.0 - beta) * student * (log_ratio - to_student[..., None])
+    reverse = mx.sum(student * (student_logprobs - teacher_logprobs), axis=-1)
+    return value, (1.0 - beta) * student * (log_ratio - to_student[..., None]), reverse
 
 
 def _softmax_and_norm(logits: mx.array) -> tuple[mx.array, mx.array]:

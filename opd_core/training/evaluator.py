@@ -7,8 +7,8 @@ reverse KL and the agreement are means over the tokens of those answers.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -22,6 +22,7 @@ from opd_core.training.losses import score_divergence
 from opd_core.training.rollouts import Decoded, Sampling, decode, random_key, repetition_rate
 from opd_core.training.teaching import TokenTeacher
 from opd_core.training.tokenization import decode_completion, prompt_ids
+from opd_core.training.updates import Ids, answer_nlls
 from opd_core.types import Rollout
 
 ROWS_PER_BATCH = 64
@@ -37,6 +38,7 @@ class SampleScore:
         reverse_kl: mean nats per token from student to teacher; None without a token-level teacher.
         agreement: share of tokens where both have the same most likely token, 0 to 1; None likewise.
         task_score: the check's score, 0 to 1; None without a check.
+        reference_nll: nats per token of the teacher's reference under the student; None without references.
     """
 
     prompt_id: str
@@ -48,6 +50,7 @@ class SampleScore:
     reverse_kl: float | None
     agreement: float | None
     task_score: float | None
+    reference_nll: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Evaluation:
             "task_score": _mean([sample.task_score for sample in self.samples]),
             "reverse_kl": _weighted([sample.reverse_kl for sample in self.samples], weights),
             "teacher_agreement_pct": None if agreement is None else 100.0 * agreement,
+            "reference_nll": _mean([sample.reference_nll for sample in self.samples]),
             "completion_tokens_mean": statistics.fmean(weights),
             "truncation_rate": statistics.fmean(sample.finish_reason == "length" for sample in self.samples),
             "repetition_rate": statistics.fmean(sample.repetition_rate for sample in self.samples),
@@ -80,11 +84,16 @@ def evaluate(
     max_tokens: int,
     check: CheckSpec | None = None,
     extractor: ExtractorSpec | None = None,
+    references: Mapping[str, Ids] | None = None,
     step: int = 0,
     on_progress: Progress = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Let the student answer every example greedily and score the answers; None when stopped on the way."""
+    """Let the student answer every example greedily and score the answers; None when stopped on the way.
+
+    Args:
+        references: ids of the teacher's answers by prompt_id, for `reference_nll`.
+    """
     model = decoding_model(student)
     samples: list[SampleScore] = []
     rollouts: list[Rollout] = []
@@ -99,8 +108,9 @@ def evaluate(
         on_progress(start + len(part) // 2, len(examples))
         written = _rollouts(student, part, prompts, decoded, max_tokens, step)
         scores = _score_tokens(student, teacher, written) if teacher else [(None, None)] * len(written)
-        for example, rollout, (kl, agreement) in zip(part, written, scores, strict=True):
-            samples.append(_sample(example, rollout, kl, agreement, check, extractor))
+        nlls = _reference_nlls(student, written, references or {})
+        for example, rollout, (kl, agreement), nll in zip(part, written, scores, nlls, strict=True):
+            samples.append(replace(_sample(example, rollout, kl, agreement, check, extractor), reference_nll=nll))
         rollouts += written
         on_progress(start + len(part), len(examples))
     return Evaluation(tuple(samples), tuple(rollouts))
@@ -160,6 +170,17 @@ def _score_tokens(
             results[index] = (number(mx.mean(terms.value[own])), number(mx.mean(terms.agreement[own])))
             offset += length
     return results
+
+
+def _reference_nlls(student: Student, rollouts: Sequence[Rollout], references: Mapping[str, Ids]) -> list[float | None]:
+    """Nats per token of each prompt's reference."""
+    known = {rollout.prompt_id: rollout.prompt_ids for rollout in rollouts if rollout.prompt_id in references}
+    pairs = [(prompt, references[prompt_id]) for prompt_id, prompt in known.items()]
+    sums = dict(zip(known, answer_nlls(student.scorer, pairs), strict=True))
+    return [
+        sums[rollout.prompt_id] / len(references[rollout.prompt_id]) if rollout.prompt_id in sums else None
+        for rollout in rollouts
+    ]
 
 
 def _sample(

@@ -19,6 +19,7 @@ from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model, load_tokenizer
 
+from opd_core.config import RunConfig
 from opd_core.errors import CompatibilityError, ConfigError, ModelFileError
 from opd_core.training.arrays import flat
 from opd_core.training.logprobs import Scorer, make_scorer
@@ -114,10 +115,30 @@ def make_student(
     model.freeze()
     for _, module in model.named_modules():
         if "lora_a" in module:
+            # in 16 bits an update of one part in ten thousand rounds away
+            module.update({leaf: module[leaf].astype(mx.float32) for leaf in ADAPTER_LEAVES if leaf in module})
+            module.dropout = nn.Dropout(0.0)  # rollouts and loss must see the same model
             module.unfreeze(recurse=False, keys=[leaf for leaf in ADAPTER_LEAVES if leaf in module])
-    model.eval()  # dropout off: rollouts and loss must see the same model
+    model.eval()
     mx.eval(model.parameters())
     return Student(base, model, make_scorer(model), adapter_config)
+
+
+def initial_student(config: RunConfig, base: LoadedBase, is_trained: bool = True) -> Student:
+    """The student as a run begins: with the incoming adapter, else a new one that changes nothing yet.
+
+    Args:
+        is_trained: False: a new adapter, which is the identity, is left out, for a copy that stays as it is.
+
+    Raises:
+        CompatibilityError, ConfigError: as `make_student`.
+    """
+    if config.student_adapter_path is not None:
+        return make_student(base, Path(config.student_adapter_path))
+    if not is_trained:
+        return make_student(base)
+    new = NewAdapter(config.lora_rank or 32, config.lora_scale or 2.0, config.lora_keys, config.use_dora)
+    return make_student(base, None, new, config.seed)
 
 
 def share_weights(module: nn.Module) -> nn.Module:

@@ -42,6 +42,7 @@ class TokenDivergence(NamedTuple):
     """Per completion token, each of shape (N,); see `divergence.DivergenceTerms`."""
 
     value: mx.array
+    reverse_kl: mx.array
     student_entropy: mx.array
     agreement: mx.array
 
@@ -74,10 +75,10 @@ def head_divergence(
 
     def terms(logits: mx.array, teacher_rows: mx.array) -> LogitTerms:
         found = divergence_terms(logits, teacher_head(teacher_rows), beta)
-        return LogitTerms(found.value, found.gradient, (found.student_entropy, found.agreement))
+        return LogitTerms(found.value, found.gradient, (found.reverse_kl, found.student_entropy, found.agreement))
 
-    value, entropy, agreement = _fused(student_states, student_head, teacher_states, terms, positions_per_chunk)
-    return TokenDivergence(value, mx.stop_gradient(entropy), mx.stop_gradient(agreement))
+    value, *figures = _fused(student_states, student_head, teacher_states, terms, positions_per_chunk)
+    return TokenDivergence(value, *(mx.stop_gradient(figure) for figure in figures))
 
 
 def head_divergence_plain(
@@ -103,7 +104,7 @@ def score_divergence(
     for chunk in _chunks(student_states.shape[0], positions_per_chunk):
         student_logits = student_head(student_states[chunk])
         terms = divergence_terms(student_logits, teacher_head(teacher_states[chunk]), beta)
-        rows.append([terms.value, terms.student_entropy, terms.agreement])
+        rows.append([terms.value, terms.reverse_kl, terms.student_entropy, terms.agreement])
         mx.eval(rows[-1])
     return TokenDivergence(*(mx.concatenate(list(column)) for column in zip(*rows, strict=True)))
 
@@ -124,6 +125,18 @@ def head_nll(states: mx.array, head: Head, targets: mx.array, positions_per_chun
         return LogitTerms(-chosen[:, 0], gradient, ())
 
     return _fused(states, head, targets, terms, positions_per_chunk)[0]
+
+
+def score_nll(states: mx.array, head: Head, targets: mx.array, positions_per_chunk: int) -> mx.array:
+    """`head_nll` without any gradient work: for evaluation and for frozen references."""
+    _check_lengths(states, targets)
+    rows: list[mx.array] = []
+    for chunk in _chunks(states.shape[0], positions_per_chunk):
+        logits = head(states[chunk]).astype(mx.float32)
+        chosen = mx.take_along_axis(logits, targets[chunk][:, None], axis=-1)[:, 0]
+        rows.append(mx.logsumexp(logits, axis=-1) - chosen)
+        mx.eval(rows[-1])
+    return mx.concatenate(rows)
 
 
 def kl_weight_at(

@@ -20,8 +20,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from opd_core.errors import CompatibilityError
 from opd_core.training.arrays import floats, ints
 from opd_core.training.logprobs import common_prefix_length
+from opd_core.types import clean_text
 
 MIN_SHARED_PREFIX = 8
 COMPACT_BELOW = 0.75
@@ -97,6 +99,22 @@ def decode(
         Decoded(tuple(row_ids), tuple(row_logprobs), row_ids[-1] in stop_ids)
         for row_ids, row_logprobs in zip(ids, logprobs, strict=True)
     ]
+
+
+def check_decodes(model: nn.Module, name: str) -> None:
+    """Refuse a model whose caches do not batch, before any work is done: two prompts of unequal length must decode.
+
+    Raises:
+        CompatibilityError: mlx-lm's caches for this kind of model cannot do that.
+    """
+    try:
+        decode(model, [[1, 2, 3, 4], [1, 2]], 2, Sampling(2), frozenset(), random_key(0))
+    except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        raise CompatibilityError(
+            f"{name!r} cannot write several answers at once with this version of mlx-lm "
+            f"({type(error).__name__}: {clean_text(str(error), 160)}), so it cannot be distilled here. "
+            "Choose a model of another family, or a newer mlx-lm."
+        ) from error
 
 
 def sample(logits: mx.array, uniform: mx.array, sampling: Sampling) -> tuple[mx.array, mx.array]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from opd_core.config import TeacherExample
 from opd_core.errors import CompatibilityError
-from opd_core.types import Message
+from opd_core.types import Message, clean_text
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -29,7 +29,17 @@ PROBE_TEXTS = (
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
     """The ids of a conversation up to where the assistant's answer starts, by the tokenizer's own chat template."""
-    ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except Exception as error:  # a template is a program of the model's author and may raise anything
+        roles = ", ".join(message["role"] for message in messages)
+        raise CompatibilityError(
+            f"The model's chat template refuses a conversation of the turns {roles}: {clean_text(str(error), 200)}. "
+            "Many templates know no system turn: leave out teacher_system_prompt (teacher_examples do the same work), "
+            "or system turns in the prompt file."
+        ) from error
     return tuple(int(token) for token in ids)
 
 
@@ -78,6 +88,12 @@ def end_of_turn_id(tokenizer: Any) -> int:
 def stop_ids(tokenizer: Any) -> frozenset[int]:
     """Every id that ends a completion: the model's own end tokens and the template's end of turn."""
     return frozenset({*(int(token) for token in tokenizer.eos_token_ids), end_of_turn_id(tokenizer)})
+
+
+def may_think(tokenizer: Any) -> bool:
+    """Whether the chat template knows a thinking mode."""
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    return "enable_thinking" in template or "<think>" in template
 
 
 def decode_completion(tokenizer: Any, ids: Sequence[int], stops: frozenset[int]) -> str:

@@ -1,4 +1,4 @@
-"""A run from the loaded models to the best adapter: baseline, steps, evaluations, checkpoints, the end.
+"""A run from the loaded models to the best adapter: probe, baseline, steps, evaluations, checkpoints, the end.
 
 Returns values and calls an observer; it opens no database and knows no server. Everything random is drawn from
 (seed, step), so a run resumed from a checkpoint goes on as if it had never stopped.
@@ -6,80 +6,53 @@ Returns values and calls an observer; it opens no database and knows no server. 
 
 from __future__ import annotations
 
-import math
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol
 
 import mlx.core as mx
-from mlx.utils import tree_unflatten
 
 from opd_core.config import RunConfig
-from opd_core.errors import CheckpointError, TrainingError
+from opd_core.errors import (
+    BudgetExceededError,
+    BudgetFrozenError,
+    OPDError,
+    TeacherRefusedError,
+    TeacherStoppedError,
+    TeacherUnavailableError,
+    TrainingError,
+)
 from opd_core.prompt_files import PromptExample
 from opd_core.training import checkpoint as checkpoints
-from opd_core.training.arrays import flat
-from opd_core.training.evaluator import Evaluation, evaluate
-from opd_core.training.lora import LoadedBase, NewAdapter, Student, load_base, make_student
-from opd_core.training.step import Updater, batch_for_step, draw_rollouts, step_line
-from opd_core.training.teaching import TokenTeacher
-from opd_core.types import EndReason, Rollout
+from opd_core.training.ahead import Ahead, RememberingTeacher
+from opd_core.training.answers import AnswerRule
+from opd_core.training.coach_update import LEVELS, BuildCoach
+from opd_core.training.evaluator import evaluate
+from opd_core.training.lora import Student, initial_student, load_base
+from opd_core.training.meter import TeacherMeter
+from opd_core.training.methods import BuildTeacher as BuildTeacher
+from opd_core.training.methods import Method, Teachers, build_method
+from opd_core.training.probe import Probe
+from opd_core.training.references import References
+from opd_core.training.rollouts import check_decodes
+from opd_core.training.run_memory import RunMemory
+from opd_core.training.run_records import RunObserver as RunObserver
+from opd_core.training.run_records import TrainingOutcome as TrainingOutcome
+from opd_core.training.step import batch_for_step, draw_rollouts, step_line
+from opd_core.training.stop_rules import PrimaryMetric
+from opd_core.training.teaching import TextTeacher
+from opd_core.training.tokenization import may_think
+from opd_core.training.updates import StepResult
+from opd_core.types import EndReason
 
 MAX_SKIPPED_IN_A_ROW = 3
-PrimaryMetric = Literal["task_score", "reverse_kl"]
-BuildTeacher = Callable[[RunConfig, LoadedBase], TokenTeacher]
-
-
-class RunObserver(Protocol):
-    """Who records what the trainer does. Calls come often and must return quickly."""
-
-    def phase(self, name: str, detail: str = "", fraction: float | None = None) -> None: ...
-
-    def rollouts(self, split: Literal["train", "val"], step: int, rollouts: Sequence[Rollout]) -> None: ...
-
-    def train_metrics(self, line: dict[str, object]) -> None: ...
-
-    def eval_metrics(self, line: dict[str, object]) -> None: ...
-
-    def checkpoint(self, step: int, path: Path, is_best: bool) -> None: ...
-
-    def log(self, message: str) -> None: ...
-
-    def should_stop(self) -> bool: ...
-
-    def positions(self) -> dict[str, int]: ...
-
-    def cut_back(self, positions: dict[str, int]) -> None: ...
-
-
-@dataclass(frozen=True)
-class TrainingOutcome:
-    """How a run ended; `message` is one sentence for people."""
-
-    end_reason: EndReason
-    final_step: int
-    best_step: int
-    best_value: float | None
-    primary_metric: str
-    adapter_path: Path
-    message: str
-
-
-@dataclass
-class _Memory:
-    """What must survive a restart beside the weights."""
-
-    step: int = 0
-    best_step: int = 0
-    best_key: tuple[float, float] | None = None
-    best_value: float | None = None
-    baseline_value: float | None = None
-    evaluations_without_better: int = 0
-    last_evaluated_step: int = -1
+MAX_EMPTY_IN_A_ROW = 10
+"""Steps without anything to learn from, after which a run ends: each still costs rollouts and teacher calls."""
+METHOD_ARRAYS = "method/"
+"""Prefix of an updater's own arrays in a checkpoint's optimizer file."""
 
 
 def train(
@@ -91,31 +64,37 @@ def train(
     observer: RunObserver,
     *,
     resume: bool,
+    text_teacher: TextTeacher | None = None,
+    build_coach: BuildCoach | None = None,
 ) -> TrainingOutcome:
     """Run the configured distillation; checkpoints and the best adapter go to `folder`.
+
+    Args:
+        build_teacher: makes the token-level teacher, for method `kl`.
+        text_teacher: for `coach`, `contrast`, `sft`, and for `auto`, which then probes; None: `auto` means `kl`.
+        build_coach: makes the student guided by the text teacher, for `coach` and the probe.
 
     Raises:
         ModelFileError, CompatibilityError, ConfigError: model, adapter and teacher do not fit; nothing was trained.
         CheckpointError: a checkpoint could not be written or, on resume, read.
         TrainingError: the loss stopped being finite; the last good checkpoint stands.
+        TeacherUnavailableError: the teacher cannot be asked now; what was trained so far is in a checkpoint.
     """
     observer.phase("preparing", "loading the student")
     base = load_base(Path(config.base_model_path))
     for note in base.notes:
         observer.log(note)
-    adapter = Path(config.student_adapter_path) if config.student_adapter_path else None
-    new = None if adapter else NewAdapter(
-        config.lora_rank or 32, config.lora_scale or 2.0, config.lora_keys, config.use_dora
-    )  # fmt: skip
-    student = make_student(base, adapter, new, config.seed)
-    observer.phase("preparing", "loading the teacher")
-    teacher = build_teacher(config, base)
-    observer.log(f"student {base.path.name}, teacher {teacher.name}, device {mx.default_device()}")
+    student = initial_student(config, base)
+    check_decodes(base.model, base.path.name)
     held_out = list(held_out_examples)[: config.eval_max_samples]
-    return _Run(config, folder, list(train_examples), held_out, student, teacher, observer).run(resume)
+    teachers = Teachers(build_teacher, text_teacher, build_coach)
+    return _Run(config, folder, list(train_examples), held_out, student, teachers, observer).run(resume)
 
 
 class _Run:
+    method: Method
+    primary: PrimaryMetric
+
     def __init__(
         self,
         config: RunConfig,
@@ -123,41 +102,137 @@ class _Run:
         train_examples: list[PromptExample],
         held_out: list[PromptExample],
         student: Student,
-        teacher: TokenTeacher,
+        teachers: Teachers,
         observer: RunObserver,
     ) -> None:
         self.config, self.folder, self.observer = config, folder, observer
         self.train_examples, self.held_out = train_examples, held_out
-        self.student, self.teacher = student, teacher
-        self.updater = Updater(student, teacher, config)
-        self.primary: PrimaryMetric = "task_score" if config.primary_metric == "task_score" else "reverse_kl"
-        self.memory = _Memory()
+        self.student = student
+        remembering = (
+            RememberingTeacher(teachers.text) if teachers.text is not None and config.overlap_teacher else None
+        )
+        self.remembering = remembering
+        self.teachers = teachers if remembering is None else replace(teachers, text=remembering)
+        self.references = References(
+            teachers.text, student.base.tokenizer, config.rollout_max_tokens, AnswerRule.of(config)
+        )
+        self.meter = TeacherMeter(teachers.text)
+        self.memory = RunMemory()
+        self.ahead: Ahead | None = None
+        self.is_prepared = False
         self.saved_step = -1
 
     def run(self, resume: bool) -> TrainingOutcome:
-        self._restore() if resume else self.observer.cut_back({})
+        """From the newest checkpoint, or from the start, to one outcome; money and stops end it in good order."""
+        try:
+            saved = self._restore() if resume else None
+            if saved is None:
+                self.observer.cut_back({})
+            if not self._decide_method():
+                return self._outcome("by_user", "Stopped by request during the probe; nothing was trained.")
+            self._prepare(saved)
+            return self._train()
+        except TeacherStoppedError:
+            return self._outcome("by_user", f"Stopped by request after step {self.memory.step}.")
+        except (BudgetExceededError, BudgetFrozenError) as error:
+            return self._ended_by_teacher("budget", error)
+        except TeacherRefusedError as error:
+            return self._ended_by_teacher("teacher_refused", error)
+        except TeacherUnavailableError:
+            if self.is_prepared:
+                self._save()
+            raise
+        finally:
+            if self.ahead is not None:
+                self.ahead.close()
+
+    def _decide_method(self) -> bool:
+        """Let the probe choose when `auto` has a text teacher; False when stopped on the way."""
+        memory, teachers = self.memory, self.teachers
+        if self.config.method == "auto" and teachers.text is not None and teachers.build_coach is not None:
+            if memory.method is None:
+                probe = Probe(
+                    self.config, self.student, teachers.text, teachers.build_coach,
+                    self.references, self.train_examples, self.held_out, self.observer,
+                )  # fmt: skip
+                level = self.config.guidance_level
+                report = probe.run(LEVELS if level is None else (level,))
+                if report is None:
+                    return False
+                memory.method, memory.guidance_level = report.method, report.guidance_level
+                memory.probe = report.as_record()
+            self.observer.log(f"auto chose {(memory.probe or {}).get('reason')}")
+            decided = {"method": memory.method, "guidance_level": memory.guidance_level}
+            self.config = self.config.model_copy(update=decided)
+        memory.method = "kl" if self.config.method == "auto" else self.config.method
+        if memory.method == "coach" and self.config.guidance_level is None:
+            self.config = self.config.model_copy(update={"guidance_level": LEVELS[0]})
+        memory.guidance_level = self.config.guidance_level
+        return True
+
+    def _prepare(self, saved: checkpoints.Checkpoint | None) -> None:
+        """Make the method and give it what the checkpoint holds for it."""
+        base, observer, config = self.student.base, self.observer, self.config
+        observer.phase("preparing", "loading the teacher")
+        self.method = build_method(config, base, self.student, self.teachers, self.references, self.train_examples)
+        self.primary = self._primary_metric()
+        if self.remembering is not None:
+            self.ahead = Ahead(self.remembering, self.references, self.method.asks_for)
+        if saved is not None:
+            own = {name: value for name, value in saved.optimizer.items() if name.startswith(METHOD_ARRAYS)}
+            rest = {name: value for name, value in saved.optimizer.items() if name not in own}
+            self.method.updater.optimizer.load_arrays(rest)
+            self.method.updater.load_arrays({name.removeprefix(METHOD_ARRAYS): own[name] for name in own})
+        if config.method == "coach" and may_think(base.tokenizer):
+            observer.log(
+                "warning: this student's chat template has a thinking mode. Guidance in the context teaches thinking "
+                "models to stop checking themselves; use an instruct model, or compare the adapters before using one."
+            )
+        self.is_prepared = True
+        observer.log(f"student {base.path.name}, teacher {self.method.teacher_name}, device {mx.default_device()}")
+
+    def _primary_metric(self) -> PrimaryMetric:
+        wanted = self.config.primary_metric
+        if wanted == "task_score" or (wanted is None and self.config.check is not None):
+            return "task_score"
+        return "reference_nll" if self.method.held_out_teacher is None or wanted == "reference_nll" else "reverse_kl"
+
+    def _train(self) -> TrainingOutcome:
         memory, config = self.memory, self.config
         skipped = 0
         while True:
             if self._evaluation_owed() and not self._evaluate():
                 return self._outcome("by_user", f"Stopped by request after step {memory.step}.")
-            if self._out_of_patience():
-                return self._outcome(
-                    "early_stop", f"No better {self.primary} in {memory.evaluations_without_better} evaluations."
-                )
-            if memory.step >= config.num_training_steps:
-                return self._outcome("finished", f"All {memory.step} steps are done.")
+            end = self._end_in_sight()
+            if end is not None:
+                return self._outcome(*end)
             if memory.step and memory.step % config.checkpoint_every_steps == 0:
                 self._save()
-            line = self._step(memory.step + 1)
-            if line is None:
+            result = self._step(memory.step + 1)
+            if result is None:
                 return self._outcome("by_user", f"Stopped by request after step {memory.step}.")
-            skipped = skipped + 1 if line["update_skipped"] else 0
+            memory.empty_steps = 0 if result.learned_from else memory.empty_steps + 1
+            skipped = 0 if result.finite else skipped + 1
             if skipped >= MAX_SKIPPED_IN_A_ROW:
                 raise TrainingError(
                     f"The loss was not finite for {skipped} steps in a row, up to step {memory.step}; the adapter "
                     f"of step {memory.best_step} is kept. Start again with a lower learning_rate."
                 )
+
+    def _end_in_sight(self) -> tuple[EndReason, str] | None:
+        memory, patience = self.memory, self.config.early_stopping_patience
+        if memory.fell_off is not None:
+            return "early_stop", f"{memory.fell_off} The adapter of step {memory.best_step} is kept."
+        if patience is not None and memory.evaluations_without_better >= patience:
+            return "early_stop", f"No better {self.primary} in {memory.evaluations_without_better} evaluations."
+        if memory.empty_steps >= MAX_EMPTY_IN_A_ROW:
+            return "early_stop", (
+                f"In {memory.empty_steps} steps in a row the teacher's texts gave nothing to learn from: the student's "
+                "answers were right already, or no text could be used. The metrics lines count which."
+            )
+        if memory.step >= self.config.num_training_steps:
+            return "finished", f"All {memory.step} steps are done."
+        return None
 
     def _evaluation_owed(self) -> bool:
         """At the start, every `eval_every_steps` and at the end; also after a stop that cut one short."""
@@ -165,28 +240,39 @@ class _Run:
         due = step % self.config.eval_every_steps == 0 or step >= self.config.num_training_steps
         return due and self.memory.last_evaluated_step != step
 
-    def _step(self, step: int) -> dict[str, object] | None:
+    def _step(self, step: int) -> StepResult | None:
         """One training step; None when a stop was asked for before it was complete."""
-        config, observer = self.config, self.observer
+        config, observer, updater = self.config, self.observer, self.method.updater
         if observer.should_stop():
             return None
-        observer.phase("rollout", f"step {step}")
         examples = batch_for_step(self.train_examples, step, config.batch_size, config.seed)
-        started = time.perf_counter()
-        rollouts = draw_rollouts(self.student, examples, config, step, observer.should_stop)
-        rollout_seconds = time.perf_counter() - started
-        if not rollouts:
-            return None
-        observer.rollouts("train", step, rollouts)
+        rollouts, rollout_seconds, waited = [], 0.0, 0.0
+        if updater.needs_rollouts(step):
+            observer.phase("rollout", f"step {step}")
+            started = time.perf_counter()
+            if self.ahead is not None:
+                self.ahead.begin(examples)
+            on_part = None if self.ahead is None else self.ahead.written
+            rollouts = draw_rollouts(self.student, examples, config, step, observer.should_stop, on_part)
+            rollout_seconds = time.perf_counter() - started
+            if not rollouts:
+                return None
+            observer.rollouts("train", step, rollouts)
+        if self.ahead is not None:
+            observer.phase("teacher", f"step {step}")
+            started = time.perf_counter()
+            self.ahead.join()
+            waited = time.perf_counter() - started
         observer.phase("update", f"step {step}")
-        result = self.updater.update(rollouts, examples if config.use_sft_mixup else (), step)
+        result = updater.update(rollouts, examples, step)
+        result.teacher_seconds += waited
         self.memory.step = step
-        line = step_line(step, rollouts, result, config, rollout_seconds)
+        line = step_line(step, rollouts, result, config, rollout_seconds) | self.meter.step_figures()
         line["checkpoint_path"] = str(self.folder / f"step_{self.memory.best_step:06d}")
         line["is_best"] = False
         line["peak_memory_gb"] = mx.get_peak_memory() / 1e9
         observer.train_metrics(line)
-        return line
+        return result
 
     def _evaluate(self) -> bool:
         """Evaluate, and publish the adapter when it is the best so far; False when stopped on the way."""
@@ -196,11 +282,12 @@ class _Run:
         started = time.perf_counter()
         found = evaluate(
             self.student,
-            self.teacher,
+            self.method.held_out_teacher,
             self.held_out,
             max_tokens=self.config.rollout_max_tokens,
             check=self.config.check,
             extractor=self.config.extractor,
+            references=self._held_out_references(),
             step=memory.step,
             on_progress=lambda done, total: observer.phase(phase, f"{done} of {total} held-out prompts", done / total),
             should_stop=observer.should_stop,
@@ -208,55 +295,48 @@ class _Run:
         if found is None:
             return False
         observer.rollouts("val", memory.step, found.rollouts)
-        is_best = self._remember(found)
+        is_best = memory.take(found, self.primary, self.config.seed)
         line: dict[str, object] = {"step": memory.step, **found.summary(), "primary_metric": self.primary}
         line |= {"is_best": is_best, "best_step": memory.best_step, "best_value": memory.best_value}
-        line["eval_seconds"] = time.perf_counter() - started
+        line |= {"method": memory.method, "guidance_level": memory.guidance_level}
+        line |= {**self.meter.totals(), "eval_seconds": time.perf_counter() - started}
         observer.eval_metrics(line)
         if is_best:
             self._save(is_best)
         return True
 
-    def _remember(self, found: Evaluation) -> bool:
-        """Take an evaluation into the run's memory; True when its primary metric is the best so far."""
-        memory, summary = self.memory, found.summary()
-        reverse_kl = float(summary["reverse_kl"] or 0.0)
-        if not math.isfinite(reverse_kl):
+    def _held_out_references(self) -> dict[str, tuple[int, ...]]:
+        """Asked for only where they decide; each is paid for once."""
+        if self.primary != "reference_nll":
+            return {}
+        found = zip(self.held_out, self.references.answer_ids(self.held_out), strict=True)
+        references = {example.prompt_id: ids for example, ids in found if ids is not None}
+        if not references:
             raise TrainingError(
-                f"The held-out reverse KL at step {memory.step} is not a finite number: model or teacher is damaged "
-                "or training went astray. Check both with list_models, or start again with a lower learning_rate."
+                "There is no reference for any held-out prompt, so reference_nll cannot pick the best adapter. Give a "
+                "check, or look at the run's teacher_completions file for why the references could not be used."
             )
-        score = float(summary["task_score"] or 0.0)
-        # the other figure breaks a tie: a score that stands at its ceiling still has a divergence to lower
-        key = (score, -reverse_kl) if self.primary == "task_score" else (-reverse_kl, score)
-        value = score if self.primary == "task_score" else reverse_kl
-        memory.last_evaluated_step = memory.step
-        if memory.baseline_value is None:
-            memory.baseline_value = value
-        if memory.best_key is not None and key <= memory.best_key:
-            memory.evaluations_without_better += 1
-            return False
-        memory.best_key, memory.best_value, memory.best_step = key, value, memory.step
-        memory.evaluations_without_better = 0
-        return True
+        return references
 
     def _save(self, is_best: bool = False) -> None:
         """Publish a checkpoint of this step, unless it stands already."""
         if self.saved_step == self.memory.step:
             return
         self.observer.phase("checkpoint", f"step {self.memory.step}")
+        self.memory.teacher = self.meter.totals()
         state = {
-            "memory": asdict(self.memory),
+            "memory": self.memory.as_record(),
             "positions": self.observer.positions(),
             "versions": {name: version(name) for name in ("mlx", "mlx-lm")} | {"python": platform.python_version()},
         }
-        optimizer = flat(self.updater.optimizer.state)
+        updater = self.method.updater
+        own = {METHOD_ARRAYS + name: value for name, value in updater.arrays().items()}
         path = checkpoints.save_checkpoint(
             self.folder,
             self.memory.step,
             self.student.adapter_weights(),
             self.student.adapter_config or {},
-            optimizer,
+            updater.optimizer.arrays() | own,
             state,
         )
         if is_best:
@@ -266,44 +346,49 @@ class _Run:
         self.saved_step = self.memory.step
         self.observer.checkpoint(self.memory.step, path, is_best)
 
-    def _restore(self) -> None:
+    def _restore(self) -> checkpoints.Checkpoint | None:
         found = checkpoints.list_checkpoints(self.folder)
         if not found:
             self.observer.log("no checkpoint to resume from: starting from the first step")
             checkpoints.discard_after(self.folder, -1)
-            self.observer.cut_back({})
-            return
+            return None
         saved = checkpoints.load_checkpoint(found[-1])
         self.student.load_adapter_weights(saved.adapter)
-        self.updater.optimizer.state = tree_unflatten(list(saved.optimizer.items()))
-        self.memory = _memory_from(saved.state["memory"])
+        self.memory = RunMemory.from_record(saved.state["memory"])
+        self.meter.resume(self.memory.teacher)
         self.saved_step = self.memory.step
+        best = self.folder / f"step_{self.memory.best_step:06d}"
+        if self.memory.best_key is not None and best in found:
+            checkpoints.publish_best(self.folder, best)  # a kill may have come between a checkpoint and this
         checkpoints.discard_after(self.folder, self.memory.step)
         self.observer.cut_back(saved.state["positions"])
         self.observer.log(f"resumed from {found[-1].name}")
+        return saved
 
-    def _out_of_patience(self) -> bool:
-        patience = self.config.early_stopping_patience
-        return patience is not None and self.memory.evaluations_without_better >= patience
+    def _ended_by_teacher(self, reason: EndReason, error: OPDError) -> TrainingOutcome:
+        """No more teacher: what was trained since the last evaluation is still judged, if that costs nothing."""
+        memory = self.memory
+        if self.is_prepared and memory.last_evaluated_step != memory.step:
+            try:
+                self._evaluate()
+            except (BudgetExceededError, BudgetFrozenError, TeacherRefusedError, TeacherStoppedError) as again:
+                self.observer.log(f"no last evaluation: {again}")
+        kept = f"Stopped after step {memory.step}; the best adapter is kept."
+        return self._outcome(reason, f"{error} {kept if memory.step else 'Nothing was trained.'}")
 
     def _outcome(self, reason: EndReason, message: str) -> TrainingOutcome:
-        self._save()
+        if self.is_prepared:
+            self._save()
         memory = self.memory
         return TrainingOutcome(
             end_reason=reason,
             final_step=memory.step,
             best_step=memory.best_step,
             best_value=memory.best_value,
-            primary_metric=self.primary,
+            primary_metric=self.primary if self.is_prepared else str(self.config.primary_metric),
             adapter_path=self.folder,
             message=message,
+            method=memory.method or self.config.method,
+            guidance_level=memory.guidance_level,
+            probe=memory.probe,
         )
-
-
-def _memory_from(saved: dict[str, Any]) -> _Memory:
-    try:
-        memory = _Memory(**saved)
-    except TypeError as error:
-        raise CheckpointError(f"The checkpoint's state is of another version: {error}. Start a new run.") from error
-    memory.best_key = tuple(memory.best_key) if memory.best_key is not None else None  # type: ignore[assignment]
-    return memory

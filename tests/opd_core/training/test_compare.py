@@ -15,10 +15,18 @@ from opd_core.errors import CompatibilityError
 from opd_core.intervals import wilson_interval
 from opd_core.teachers import build_teacher
 from opd_core.training.compare import compare
-from opd_core.training.comparison_table import difference_entry, interval_entry, metric_values, summary_text, table_rows
+from opd_core.training.comparison_table import (
+    difference_entry,
+    interval_entry,
+    judged_rows,
+    metric_values,
+    summary_text,
+    table_rows,
+)
 from opd_core.training.evaluator import Evaluation, SampleScore
 from opd_core.training.lora import NewAdapter, load_base, make_student
 from tests.model_folders import make_adapter
+from tests.opd_core.training.scripted_teacher import ScriptedTeacher
 from tests.tiny import write_tiny_model
 
 
@@ -110,7 +118,7 @@ def test_rows_compare_everybody_with_the_reference() -> None:
     assert rows["good"]["verdict"] == "better" and rows["good"]["versus_reference"]["reverse_kl"]["verdict"] == "better"
     assert rows["same"]["verdict"] == "no difference shown"
     assert rows["good"]["versus_reference"]["completion_tokens"]["verdict"] is None, "length is neither good nor bad"
-    text = summary_text(rows, "base", "task_score", {"mean": 1.0})
+    text = summary_text(judged_rows(rows, None, "task_score"), "base", "task_score", 20, {"mean": 1.0})
     assert "good has task score 100.0 %: better" in text and "The teacher itself has task score 100.0 %" in text
 
 
@@ -208,3 +216,41 @@ def test_sample_count_and_seed_of_the_spec_are_used(folders: Path) -> None:
 @pytest.mark.parametrize("after", [1, 2, 5])
 def test_stopped_comparison_has_no_result(folders: Path, after: int) -> None:
     assert compare(spec(("base", None)), config(folders), build_teacher, Observer(stop_after_phases=after)) is None
+
+
+def test_judge_compares_candidates_with_the_reference_and_the_check_still_decides(folders: Path) -> None:
+    judge = ScriptedTeacher(prefer=lambda pair: "second")
+    observer = Observer()
+    candidates = (("base", None), ("new", folders / "adapter"))
+    result = compare(spec(*candidates), config(folders), build_teacher, observer, judge=judge)
+    assert result is not None
+    json.dumps(result, allow_nan=False)
+    assert result["judge"]["name"] == "scripted" and result["judge"]["calls"] == judge.count("judge") > 0
+    base, new = result["rows"]
+    assert base["judged"] is None and new["judged"]["losses"] == judge.count("judge")
+    assert (
+        result["primary_metric"] == "task_score" and new["verdict"] == new["versus_reference"]["task_score"]["verdict"]
+    )
+    assert any(name == "judging" for name, _, _ in observer.phases)
+    fractions = [fraction for _, _, fraction in observer.phases if fraction is not None]
+    assert fractions == sorted(fractions)
+
+
+def test_run_of_a_remote_teacher_is_compared_without_one_that_scores_tokens(folders: Path) -> None:
+    def never(*_: object) -> Any:
+        raise AssertionError("no token-level teacher is made")
+
+    run = config(folders, teacher_kind="claude", teacher_model_id="claude-sonnet-5-5", teacher_system_prompt=None)
+    result = compare(spec(("base", None), ("new", folders / "adapter")), run, never, Observer())
+    assert result is not None
+    json.dumps(result, allow_nan=False)
+    assert result["teacher"] == {"name": "claude-sonnet-5-5", "task_score": None}
+    assert result["rows"][1]["reverse_kl"] is None and result["rows"][1]["task_score"]["samples"] == 12
+    assert result["samples"][0]["teacher"] is None and result["judge"] is None
+
+
+def test_a_judge_needs_a_budget_of_its_own() -> None:
+    with pytest.raises(ValueError, match="judge_budget_usd"):
+        spec(("base", None), judge=True)
+    with pytest.raises(ValueError, match="give judge true"):
+        spec(("base", None), judge_budget_usd=1.0)

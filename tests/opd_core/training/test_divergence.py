@@ -171,3 +171,11 @@ def test_entropy_equals_its_definition() -> None:
     assert floats(divergence_terms(as_array(student), as_array(teacher), 1.0).student_entropy) == pytest.approx(
         expected, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_the_reverse_kl_is_told_whatever_divergence_is_trained(beta: float) -> None:
+    student, teacher = random_logits(4, 61)
+    expected = [slow_divergence(list(s), list(t), 1.0) for s, t in zip(student, teacher, strict=True)]
+    terms = divergence_terms(as_array(student), as_array(teacher), beta)
+    assert floats(terms.reverse_kl) == pytest.approx(expected, rel=1e-5)

@@ -181,3 +181,17 @@ def test_an_adapter_on_the_output_head_is_noticed(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
     mx.save_safetensors(str(folder / "adapters.safetensors"), {"lm_head.lora_a": mx.zeros((32, 4))})
     assert head_is_trained(make_student(base, folder))
+
+
+def test_a_16_bit_adapter_is_trained_in_float32_and_without_dropout(base: LoadedBase, tmp_path: Path) -> None:
+    original = moved(make_student(base, None, NewAdapter(4, 2.0)))
+    folder = save_adapter(original, tmp_path / "adapter")
+    half = {name: value.astype(mx.bfloat16) for name, value in original.adapter_weights().items()}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), half)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["lora_parameters"]["dropout"] = 0.5
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    student = make_student(base, folder)
+    assert {value.dtype for value in student.adapter_weights().values()} == {mx.float32}
+    student.model.train()
+    assert bool(mx.array_equal(student.model(TOKENS), student.model(TOKENS)))

@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
+from opd_core.errors import CompatibilityError
 from opd_core.training.arrays import number
 from opd_core.training.logprobs import completion_logprobs, make_scorer, pack
-from opd_core.training.rollouts import Decoded, Sampling, decode, random_key, repetition_rate, sample
+from opd_core.training.rollouts import (
+    Decoded,
+    Sampling,
+    check_decodes,
+    decode,
+    random_key,
+    repetition_rate,
+    sample,
+)
 from tests.tiny import tiny_llama
 
 SHARED = list(range(10, 22))
@@ -145,3 +155,18 @@ def test_repetition_counts_repeated_four_grams() -> None:
     assert repetition_rate([1, 2, 3, 4, 5, 6]) == 0.0
     assert repetition_rate([1, 2, 3]) == 0.0
     assert repetition_rate([1, 1, 1, 1, 1, 1, 1]) == pytest.approx(3 / 4)
+
+
+def test_a_model_whose_caches_do_not_batch_is_refused_by_name() -> None:
+    class Lonely(nn.Module):
+        layers = (None,)
+
+        def make_cache(self) -> list[object]:
+            return [object()]
+
+        def __call__(self, tokens: mx.array, cache: object = None) -> mx.array:
+            return mx.zeros((*tokens.shape, 8))
+
+    with pytest.raises(CompatibilityError, match="'lonely' cannot write several answers"):
+        check_decodes(Lonely(), "lonely")  # type: ignore[no-untyped-call]
+    check_decodes(tiny_llama(), "tiny")

@@ -74,3 +74,10 @@ def test_another_tokenizer_is_refused_with_the_text_that_shows_it(base: LoadedBa
     check_same_encoding(base.tokenizer, base.tokenizer, "itself")
     with pytest.raises(CompatibilityError, match=r"'other'.*jumps over the lazy"):
         check_same_encoding(base.tokenizer, other, "other")
+
+
+def test_a_template_that_refuses_a_turn_is_a_plain_refusal(tiny_folder: Path) -> None:
+    tokenizer = load_tokenizer(tiny_folder)
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(CompatibilityError, match=r"turns user: System role not supported.*teacher_examples"):
+        prompt_ids(tokenizer, HELLO)

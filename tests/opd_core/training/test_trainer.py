@@ -150,7 +150,7 @@ def test_the_loss_does_not_depend_on_how_a_step_is_cut_into_micro_batches(
 ) -> None:
     lines = []
     for tokens_per_batch in (100_000, 1):
-        monkeypatch.setattr("opd_core.training.step.TRAINING_TOKENS_PER_BATCH", tokens_per_batch)
+        monkeypatch.setattr("opd_core.training.kl_update.TRAINING_TOKENS_PER_BATCH", tokens_per_batch)
         recorder = Recorder()
         run(settings(model, num_training_steps=1), tmp_path / str(tokens_per_batch), recorder)
         lines.append(recorder.lines[0])
@@ -282,3 +282,12 @@ def test_a_finished_run_can_go_on_to_more_steps(model: Path, tmp_path: Path) -> 
     run(settings(model, num_training_steps=3), tmp_path / "run", recorder)
     outcome = run(settings(model, num_training_steps=5), tmp_path / "run", longer, resume=True)
     assert [line["step"] for line in longer.lines] == [4, 5] and outcome.final_step == 5
+
+
+def test_a_kill_before_the_best_adapter_was_published_is_made_good_on_resume(model: Path, tmp_path: Path) -> None:
+    config = settings(model, num_training_steps=8)
+    outcome = run(config, tmp_path / "run", Recorder())
+    best = tmp_path / "run" / f"step_{outcome.best_step:06d}" / "adapters.safetensors"
+    (tmp_path / "run" / "adapters.safetensors").write_bytes(b"of an earlier step")
+    run(config, tmp_path / "run", Recorder(), resume=True)
+    assert (tmp_path / "run" / "adapters.safetensors").read_bytes() == best.read_bytes()

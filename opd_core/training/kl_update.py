@@ -1,0 +1,168 @@
+"""The update of `kl` and `coach`: the divergence from a token-level teacher at the ids the student wrote.
+
+teacher   states at the same ids, in its own context      no gradient
+loss      Σ_t w·D(student ‖ teacher)_t + κ·KL(student ‖ start)_t, over the tokens of the whole step
+
+The gradient goes through the student's distributions only, not through the sampling (GKD, arXiv 2306.13649, on-policy
+λ = 1). The second term is the anchor: the student as the run began, without any guidance, so that a context that
+pulls hard does not pull the student off (κ = 0: none).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from opd_core.config import RunConfig
+from opd_core.prompt_files import PromptExample
+from opd_core.training.arrays import floats, number
+from opd_core.training.logprobs import PackedBatch, micro_batches, pack
+from opd_core.training.lora import Student, head_is_trained
+from opd_core.training.losses import Head, TokenDivergence, head_divergence, head_divergence_plain, kl_weight_at
+from opd_core.training.teaching import TokenTeacher
+from opd_core.training.updates import (
+    TRAINING_TOKENS_PER_BATCH,
+    AdapterOptimizer,
+    IdPair,
+    StepResult,
+    adapter_gradient,
+    add_gradients,
+    nll_gradient,
+)
+from opd_core.types import Rollout
+
+MixinTargets = Callable[[Sequence[PromptExample]], list[IdPair]]
+"""The answers that the SFT mix-in adds for a step's prompts; those without one are left out."""
+
+
+class KlUpdater:
+    """Turns a step's rollouts into one optimizer update of the student's adapter; an `updates.Updater`.
+
+    Args:
+        anchor: the student as the run began, frozen; needed when `anchor_weight` is above 0.
+        mixin_targets: asked for when `use_sft_mixup` is on.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: TokenTeacher,
+        config: RunConfig,
+        mixin_targets: MixinTargets,
+        anchor: Student | None = None,
+    ) -> None:
+        self.optimizer = AdapterOptimizer(student, config)
+        self._student, self._teacher, self._config = student, teacher, config
+        self._mixin_targets = mixin_targets
+        self._anchor = anchor if config.anchor_weight > 0 else None
+        self._plain = head_is_trained(student)
+
+    def needs_rollouts(self, step: int) -> bool:
+        """See `Updater.needs_rollouts`."""
+        return True
+
+    def update(self, rollouts: Sequence[Rollout], examples: Sequence[PromptExample], step: int) -> StepResult:
+        """See `Updater.update`; the SFT mix-in takes the examples' answers."""
+        config = self._config
+        tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
+        weight = kl_weight_at(
+            step, config.kl_weight, config.kl_schedule, config.kl_warmup_steps, config.num_training_steps
+        )
+        result = StepResult(kl_loss=0.0, kl_weight=weight, learned_from=len(rollouts))
+        gradients: object = None
+        for batch, members in self._micro_batches(rollouts):
+            teacher_states = self._teacher_states(members, batch, result)
+            gradients = add_gradients(gradients, self._gradient(batch, teacher_states, tokens, result))
+        if config.use_sft_mixup:
+            gradients = add_gradients(gradients, self._mixin_gradient(examples, result))
+        self.optimizer.apply(gradients, step, result)
+        return result
+
+    def arrays(self) -> dict[str, mx.array]:
+        """See `Updater.arrays`."""
+        return {}
+
+    def load_arrays(self, arrays: dict[str, mx.array]) -> None:
+        """See `Updater.load_arrays`."""
+
+    def _micro_batches(self, rollouts: Sequence[Rollout]) -> list[tuple[PackedBatch, list[Rollout]]]:
+        lengths = [
+            max(len(rollout.prompt_ids), self._teacher.context_length(rollout.messages)) + len(rollout.completion_ids)
+            for rollout in rollouts
+        ]
+        batches = []
+        for group in micro_batches(lengths, TRAINING_TOKENS_PER_BATCH):
+            members = [rollouts[index] for index in group]
+            packed = pack([member.prompt_ids for member in members], [member.completion_ids for member in members])
+            batches.append((packed, members))
+        return batches
+
+    def _teacher_states(self, members: Sequence[Rollout], batch: PackedBatch, result: StepResult) -> mx.array:
+        started = time.perf_counter()
+        states = self._teacher.states([m.messages for m in members], [m.completion_ids for m in members])
+        mx.eval(states)
+        result.teacher_seconds += time.perf_counter() - started
+        return states
+
+    def _gradient(self, batch: PackedBatch, teacher_states: mx.array, tokens: int, result: StepResult) -> object:
+        started = time.perf_counter()
+        weight, anchor_weight = result.kl_weight or 0.0, self._config.anchor_weight
+        anchor_states = mx.stop_gradient(self._anchor.scorer.states(batch)) if self._anchor else None
+
+        def loss(_: nn.Module) -> tuple[mx.array, TokenDivergence, mx.array]:
+            states = self._student.scorer.states(batch)
+            terms = self._divergence(states, teacher_states, self._teacher.head, self._teacher.vocab_size)
+            total, drift = weight * mx.sum(terms.value), mx.zeros(())
+            if self._anchor is not None and anchor_states is not None:
+                scorer = self._anchor.scorer
+                drift = mx.sum(self._divergence(states, anchor_states, scorer.head, scorer.vocab_size, 1.0).value)
+                total = total + anchor_weight * drift
+            return total, terms, drift
+
+        (value, terms, drift), gradient = adapter_gradient(self._student, loss, 1.0 / tokens)
+        mx.eval(gradient, terms, drift)
+        result.total_loss += number(value) / tokens
+        result.kl_loss = (result.kl_loss or 0.0) + number(mx.sum(terms.value)) / tokens
+        if self._anchor is not None:
+            result.extras["anchor_kl"] = (result.extras.get("anchor_kl") or 0.0) + number(drift) / tokens
+        result.values += floats(terms.reverse_kl)
+        result.entropies += floats(terms.student_entropy)
+        result.agreements += floats(terms.agreement)
+        result.update_seconds += time.perf_counter() - started
+        return gradient
+
+    def _divergence(
+        self, states: mx.array, other_states: mx.array, other_head: Head, other_width: int, beta: float | None = None
+    ) -> TokenDivergence:
+        scorer = self._student.scorer
+        width = min(scorer.vocab_size, other_width)
+        chosen_beta = self._config.beta if beta is None else beta
+
+        def student_head(rows: mx.array) -> mx.array:
+            return scorer.head(rows)[..., :width]
+
+        def narrowed(rows: mx.array) -> mx.array:
+            return other_head(rows)[..., :width]
+
+        chunk = scorer.positions_per_chunk
+        terms = head_divergence(states, student_head, other_states, narrowed, chosen_beta, chunk)
+        if self._plain:  # the adapter reaches the head itself: ordinary autodiff gives its gradient too
+            return terms._replace(
+                value=head_divergence_plain(states, student_head, other_states, narrowed, chosen_beta)
+            )
+        return terms
+
+    def _mixin_gradient(self, examples: Sequence[PromptExample], result: StepResult) -> object:
+        asked = time.perf_counter()
+        pairs = self._mixin_targets(examples)
+        started = time.perf_counter()
+        tokens, weight = sum(len(answer) for _, answer in pairs), self._config.sft_weight
+        gradient, sums = nll_gradient(self._student, pairs, [weight / tokens] * len(pairs)) if pairs else (None, [])
+        result.sft_loss = sum(sums) / max(1, tokens)
+        result.total_loss += weight * result.sft_loss
+        result.teacher_seconds += started - asked
+        result.update_seconds += time.perf_counter() - started
+        return gradient

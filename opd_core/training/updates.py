@@ -1,0 +1,196 @@
+"""What the updates of all methods share: their protocol, one optimizer step, the likelihood of given texts.
+
+    rollouts, examples → loss of the method → gradient on the adapter → clip → Adam → StepResult
+
+Losses are sums over tokens or sequences with weights that the caller has divided already, so that nothing depends on
+how a step was cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_map, tree_unflatten
+
+from opd_core.config import RunConfig
+from opd_core.prompt_files import PromptExample
+from opd_core.training.arrays import flat, floats, number
+from opd_core.training.logprobs import PackedBatch, Scorer, completion_logprobs, micro_batches, pack
+from opd_core.training.lora import Student, head_is_trained
+from opd_core.training.losses import head_nll, score_nll
+from opd_core.types import Rollout
+
+TRAINING_TOKENS_PER_BATCH = 4096
+
+Values = TypeVar("Values")
+Ids = tuple[int, ...]
+IdPair = tuple[Ids, Ids]
+"""The ids of a prompt and of one answer to it, its end-of-turn token included."""
+
+
+@dataclass
+class StepResult:
+    """What an update did; the lists have one entry per completion token that a token-level teacher scored.
+
+    Attributes:
+        applied: whether the weights moved.
+        finite: False when loss or gradient was not a finite number and the update was skipped for it.
+        learned_from: rollouts or texts that took part; 0 when there was nothing to learn from in this step.
+        kl_loss: None without a token-level teacher.
+        gradient_norm: before clipping.
+        extras: further figures of the method, by the names of `state.metrics`.
+    """
+
+    applied: bool = False
+    finite: bool = True
+    learned_from: int = 0
+    kl_loss: float | None = None
+    sft_loss: float = 0.0
+    total_loss: float = 0.0
+    gradient_norm: float = 0.0
+    kl_weight: float | None = None
+    learning_rate: float = 0.0
+    values: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    agreements: list[float] = field(default_factory=list)
+    extras: dict[str, float | int | None] = field(default_factory=dict)
+    teacher_seconds: float = 0.0
+    update_seconds: float = 0.0
+
+
+class Updater(Protocol):
+    """One method of learning: turns a step's rollouts and prompts into one update of the student's adapter."""
+
+    optimizer: AdapterOptimizer
+
+    def needs_rollouts(self, step: int) -> bool:
+        """Whether the update of `step` reads what the student writes; if not, nothing need be written."""
+        ...
+
+    def update(self, rollouts: Sequence[Rollout], examples: Sequence[PromptExample], step: int) -> StepResult:
+        """Apply one update. `examples` are the step's prompts, `rollouts` the student's answers to them."""
+        ...
+
+    def arrays(self) -> dict[str, mx.array]:
+        """What the method itself must keep over a restart, by name; the optimizer's state is not part of it."""
+        ...
+
+    def load_arrays(self, arrays: dict[str, mx.array]) -> None:
+        """Take back what `arrays` gave."""
+        ...
+
+
+class AdapterOptimizer:
+    """Adam on the adapter, with linear warm-up and a cap on the global gradient norm."""
+
+    def __init__(self, student: Student, config: RunConfig) -> None:
+        self._student, self._config = student, config
+        self._adam = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0, bias_correction=True)
+
+    def apply(self, gradients: object, step: int, result: StepResult) -> None:
+        """Clip and apply `gradients`, unless they or the losses in `result` are not finite; fills in `result`."""
+        started = time.perf_counter()
+        result.learning_rate = self.learning_rate(step)
+        clipped, norm = optim.clip_grad_norm(gradients, self._config.gradient_clip_norm)
+        result.gradient_norm = number(norm)
+        result.finite = math.isfinite(result.gradient_norm) and math.isfinite(result.total_loss)
+        if result.finite:
+            self._adam.learning_rate = result.learning_rate
+            self._adam.update(self._student.model, clipped)
+            mx.eval(self._student.model.trainable_parameters(), self._adam.state)
+            result.applied = True
+        result.update_seconds += time.perf_counter() - started
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of `step` (1-based)."""
+        return self._config.learning_rate * min(1.0, step / max(1, self._config.lr_warmup_steps))
+
+    def arrays(self) -> dict[str, mx.array]:
+        """The optimizer's state by dotted name."""
+        return flat(self._adam.state)
+
+    def load_arrays(self, arrays: dict[str, mx.array]) -> None:
+        """Take back what `arrays` gave."""
+        self._adam.state = tree_unflatten(list(arrays.items()))
+
+
+def adapter_gradient(student: Student, loss: Callable[[nn.Module], Values], scale: float) -> tuple[Values, object]:
+    """Values of `loss` (the first is differentiated) and `scale` times its gradient on the adapter.
+
+    The scale is applied to the adapter's float32 gradients, not to the loss: a loss divided by thousands of tokens
+    would send numbers through a float16 model's backward pass that are too small for it. Models whose fast kernels
+    have no gradient look at `training` to avoid them; dropout is off in either mode.
+    """
+    student.model.train()
+    try:
+        values, gradient = nn.value_and_grad(student.model, loss)(student.model)
+    finally:
+        student.model.eval()
+    return values, tree_map(lambda value: scale * value, gradient)
+
+
+def add_gradients(total: object, gradient: object) -> object:
+    """Sum of two gradient trees; either may be None."""
+    if total is None or gradient is None:
+        return gradient if total is None else total
+    return tree_map(mx.add, total, gradient)
+
+
+def nll_gradient(student: Student, pairs: Sequence[IdPair], weights: Sequence[float]) -> tuple[object, list[float]]:
+    """Gradient of Σ weights[i] · NLL(answer i), and each answer's NLL in nats, summed over its tokens.
+
+    A weight may be negative: the answer is then made less likely. No pairs give no gradient (None).
+    """
+    sums = [0.0] * len(pairs)
+    total: object = None
+    for group, batch in _batches(pairs):
+        rows = mx.array([weights[index] for index in group for _ in range(len(pairs[index][1]))])
+
+        def loss(_: nn.Module, batch: PackedBatch = batch, rows: mx.array = rows) -> tuple[mx.array, mx.array]:
+            nll = _token_nll(student, batch)
+            return mx.sum(rows * nll), nll
+
+        (_, nll), gradient = adapter_gradient(student, loss, 1.0)
+        total = add_gradients(total, gradient)
+        mx.eval(total, nll)
+        _fill(sums, group, batch, nll)
+    return total, sums
+
+
+def answer_nlls(scorer: Scorer, pairs: Sequence[IdPair]) -> list[float]:
+    """The NLL of each answer in nats, summed over its tokens; no gradient work."""
+    sums = [0.0] * len(pairs)
+    for group, batch in _batches(pairs):
+        nll = score_nll(scorer.states(batch), scorer.head, batch.targets, scorer.positions_per_chunk)
+        _fill(sums, group, batch, nll)
+    return sums
+
+
+def _token_nll(student: Student, batch: PackedBatch) -> mx.array:
+    scorer = student.scorer
+    if head_is_trained(student):  # the fused loss gives no gradient to the head's own parameters
+        return -completion_logprobs(scorer, batch)
+    return head_nll(scorer.states(batch), scorer.head, batch.targets, scorer.positions_per_chunk)
+
+
+def _batches(pairs: Sequence[IdPair]) -> list[tuple[list[int], PackedBatch]]:
+    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+    return [
+        (group, pack([pairs[index][0] for index in group], [pairs[index][1] for index in group]))
+        for group in micro_batches(lengths, TRAINING_TOKENS_PER_BATCH)
+    ]
+
+
+def _fill(sums: list[float], group: Sequence[int], batch: PackedBatch, nll: mx.array) -> None:
+    values = floats(nll)
+    offset = 0
+    for index, length in zip(group, batch.lengths, strict=True):
+        sums[index] = math.fsum(values[offset : offset + length])
+        offset += length
