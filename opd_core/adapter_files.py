@@ -189,6 +189,20 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
+def layer_names(model: Path) -> list[str]:
+    """The names `lora_keys` may hold: the matrices inside a model's blocks, such as `self_attn.q_proj`.
+
+    Raises:
+        ModelFileError: the model's weights cannot be read.
+    """
+    tensors, quantization = model_tensors(model).tensors, read_quantization(model)
+    names = set()
+    for layer in _layers_by_tail(tensors).values():
+        if "layers." in layer and len(unpacked_shape(layer, tensors, quantization)) >= 2:
+            names.add(layer.rpartition("layers.")[2].partition(".")[2])
+    return sorted(names)
+
+
 def changed_parameters(model: Path, rank: int, keys: tuple[str, ...] | None) -> int:
     """Number of weights of a LoRA adapter on a model: rank × (in + out) for each layer it changes.
 

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from opd_core.config import RunConfig
 from opd_core.paths import HomePaths
 from opd_core.roots import Roots
+from opd_core.settings import Settings
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 32, 48, 2, 16
 BLOCK_SHAPES = {
@@ -117,6 +118,7 @@ class World:
         self.home = HomePaths(folder / "home")
         self.home.prepare()
         self.roots = Roots.of(self.home.home)
+        self.settings = Settings(self.home)
         self.base = make_model(self.home.models / "base")
         self.prompts = write_prompts(self.home.home / "prompts.jsonl")
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from opd_core.adapter_files import changed_parameters
 from opd_core.config import RunConfig
+from opd_core.control.estimate_paid import PaidEstimate, estimate_paid
 from opd_core.control.machine import GB, free_disk_bytes, guess_device, read_memory
 from opd_core.control.preflight import Preflight, check
 from opd_core.control.preflight_prompts import CHARACTERS_PER_TOKEN
@@ -20,6 +21,7 @@ from opd_core.control.speed import Speed, measured_or_guessed_speed
 from opd_core.paths import HomePaths
 from opd_core.prompt_files import PromptExample
 from opd_core.roots import Roots
+from opd_core.settings import Settings
 from opd_core.state.store import RunStore
 
 TEMPLATE_TOKENS = 20
@@ -38,8 +40,9 @@ class Estimate:
     """What a run would take.
 
     `completion_tokens` is what the student is expected to write in training, `completion_tokens_max` what it can write
-    at most; `teacher_tokens` is what a local teacher reads; `teacher_calls` counts calls to a remote one. `basis` and
-    `basis_sentence` are about the minutes, `notes` about the other figures.
+    at most; `teacher_tokens` is what a local teacher, or the guided student, reads. `teacher_calls` counts expected
+    calls to a paid teacher, `cost_usd` their expected price; `paid` says more about them. `basis` and `basis_sentence`
+    are about the minutes, `notes` about the other figures.
     """
 
     steps: int
@@ -61,6 +64,7 @@ class Estimate:
     held_out_prompts: int
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    paid: PaidEstimate | None = None
 
 
 @dataclass(frozen=True)
@@ -74,29 +78,28 @@ class _Work:
     length_note: str
 
 
-def estimate(
-    config: RunConfig, home: HomePaths, store: RunStore | None, *, roots: Roots, max_budget_usd: float = 100.0
-) -> Estimate:
+def estimate(config: RunConfig, store: RunStore | None, *, roots: Roots, settings: Settings) -> Estimate:
     """Check a configuration as a start would, then say what the run would take; writes nothing.
 
     Raises:
         OPDError: what `preflight.check` refuses.
     """
-    preflight = check(config, home, roots, max_budget_usd=max_budget_usd)
+    preflight = check(config, roots, settings, is_estimate=True)
     config = preflight.config
     work = _count_work(preflight)
     speed = measured_or_guessed_speed(preflight.base, store)
     minutes = _minutes(config, preflight, work, speed)
     memory, disk = _memory_bytes(preflight, work), _disk_bytes(preflight, work)
+    paid = estimate_paid(preflight, settings, work.completion_length) if config.teacher_kind == "claude" else None
     return Estimate(
         steps=config.num_training_steps,
         rollouts=work.rollouts,
-        teacher_calls=0,
+        teacher_calls=paid.chosen.calls if paid else 0,
         completion_tokens=round(work.rollouts * work.completion_length),
         completion_tokens_max=work.rollouts * config.rollout_max_tokens,
         evaluations=work.evaluations,
         teacher_tokens=round(work.rollouts * (work.completion_length + work.prompt_length)),
-        cost_usd=0.0,
+        cost_usd=paid.pays_usd if paid else 0.0,
         minutes_low=minutes[0],
         minutes_expected=minutes[1],
         minutes_high=minutes[2],
@@ -106,8 +109,9 @@ def estimate(
         disk_gb=disk / GB,
         train_prompts=preflight.train_count,
         held_out_prompts=preflight.held_out_count,
-        notes=(*_notes(config, work), work.length_note),
-        warnings=(*preflight.warnings, *_machine_warnings(home, memory, disk)),
+        notes=(*_notes(config, work), work.length_note, *(paid.notes if paid else ())),
+        warnings=(*preflight.warnings, *_machine_warnings(settings.home, memory, disk)),
+        paid=paid,
     )
 
 
@@ -184,7 +188,11 @@ def _notes(config: RunConfig, work: _Work) -> tuple[str, ...]:
     return (
         f"Rollouts: {config.num_training_steps} steps × {config.batch_size} prompts × "
         f"{config.num_rollouts_per_prompt} completions; {work.evaluations} held-out evaluations beside them.",
-        "The teacher is a model on this machine: no calls, no cost, one forward pass over every rollout.",
+        *(
+            ["The teacher is a model on this machine: no calls, no cost, one forward pass over every rollout."]
+            if config.teacher_kind == "local"
+            else []
+        ),
         "Memory: weights, adapter with its optimizer, activations of one training batch and one chunk of logits.",
         "Disk: the checkpoints that are kept, with their optimizer states, and the rollout records.",
     )

@@ -14,12 +14,13 @@ from opd_core.comparison import Candidate, ComparisonSpec
 from opd_core.config import RunConfig
 from opd_core.control.findings import Findings, one_error
 from opd_core.control.preflight_models import check_adapter, check_machine, check_teacher, read_named_model
+from opd_core.control.preflight_paid import check_judge, check_paid_teacher
 from opd_core.control.preflight_prompts import check_amounts, check_scoring, read_run_prompts
 from opd_core.control.preflight_rules import value_problems, value_warnings
 from opd_core.model_files import ModelInfo, read_model
-from opd_core.paths import HomePaths
 from opd_core.roots import Roots
 from opd_core.run_prompts import RunPrompts, load_run_prompts
+from opd_core.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,27 @@ class Preflight:
         return len(self.prompts.held_out)
 
 
-def check(config: RunConfig, home: HomePaths, roots: Roots, *, max_budget_usd: float = 100.0) -> Preflight:
+def check(config: RunConfig, roots: Roots, settings: Settings, *, is_estimate: bool = False) -> Preflight:
     """Check a configuration and decide what it left open; writes nothing.
 
     Args:
-        max_budget_usd: the ceiling a person set (OPD_MAX_BUDGET_USD), also the default of a run.
+        settings: what a person set: the home, the ceilings of budgets, the paid teacher.
+        is_estimate: a key, a budget and the user's word on the terms may still be missing; that becomes a warning.
 
     Raises:
         OPDError: the one problem, or a ConfigError that lists them all.
     """
-    findings = Findings(problems=list(value_problems(config, max_budget_usd)), warnings=value_warnings(config))
-    if config.method == "auto":
+    home, ceiling = settings.home, settings.max_budget_usd
+    findings = Findings(problems=list(value_problems(config, ceiling)), warnings=value_warnings(config))
+    if config.method == "auto" and config.teacher_kind == "local":
         findings.decided["method"] = "kl"
     if "max_budget_usd" not in config.model_fields_set:
-        findings.decided["max_budget_usd"] = min(config.max_budget_usd, max_budget_usd)
+        findings.decided["max_budget_usd"] = min(config.max_budget_usd, ceiling)
     base = read_named_model(config.base_model_path, "base_model_path", home, roots, findings)
     adapter = check_adapter(config, base, roots, findings)
     teacher = check_teacher(config, base, home, roots, findings)
+    if config.teacher_kind == "claude":
+        check_paid_teacher(config, base, settings, findings, is_estimate)
     _check_outputs(config, roots, findings)
     prompts = read_run_prompts(config, roots, findings)
     if prompts is not None:
@@ -85,7 +90,7 @@ def _check_outputs(config: RunConfig, roots: Roots, findings: Findings) -> None:
             findings.decided[name] = None if path is None else str(path)
 
 
-def check_comparison(spec: ComparisonSpec, config: RunConfig, roots: Roots) -> ComparisonSpec:
+def check_comparison(spec: ComparisonSpec, config: RunConfig, roots: Roots, settings: Settings) -> ComparisonSpec:
     """Check a comparison for the run with this resolved configuration; returns it with absolute adapter paths.
 
     An adapter for another base model is not refused here: the comparison reports it and goes on with the rest.
@@ -94,6 +99,8 @@ def check_comparison(spec: ComparisonSpec, config: RunConfig, roots: Roots) -> C
         OPDError: the one problem, or a ConfigError that lists them all.
     """
     findings = Findings()
+    if spec.judge:
+        check_judge(spec, config, settings, findings)
     findings.attempt(read_model, Path(config.base_model_path))
     findings.attempt(load_run_prompts, config)
     candidates = []

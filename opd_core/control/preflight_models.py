@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from opd_core.adapter_files import AdapterInfo, check_adapter_fits, read_adapter
+from opd_core.adapter_files import AdapterInfo, check_adapter_fits, layer_names, read_adapter
 from opd_core.config import RunConfig
 from opd_core.control.findings import Findings
 from opd_core.control.machine import GB, free_disk_bytes, guess_device, read_memory
@@ -41,6 +42,8 @@ def check_adapter(config: RunConfig, base: ModelInfo | None, roots: Roots, findi
             findings.decided["lora_rank"] = NEW_ADAPTER_RANK
         if config.lora_scale is None:
             findings.decided["lora_scale"] = NEW_ADAPTER_SCALE
+        if config.lora_keys is not None and base is not None:
+            _check_lora_keys(config.lora_keys, base, findings)
         return None
     path = findings.attempt(roots.check, config.student_adapter_path, "student_adapter_path", "folder")
     if path is None:
@@ -52,7 +55,22 @@ def check_adapter(config: RunConfig, base: ModelInfo | None, roots: Roots, findi
     _keep_adapter_shape(config, adapter, findings)
     if base is not None:
         findings.attempt(check_adapter_fits, path, base.path)
+        if adapter.base_model and Path(adapter.base_model).name != base.path.name:
+            findings.warnings.append(
+                f"The adapter says it was trained on {adapter.base_model}, not on {base.path.name}; its shapes fit, "
+                "but its weights mean something on its own base model only."
+            )
     return adapter
+
+
+def _check_lora_keys(keys: tuple[str, ...], base: ModelInfo, findings: Findings) -> None:
+    known = findings.attempt(layer_names, base.path)
+    unknown = [key for key in keys if known is not None and key not in known]
+    if unknown and known is not None:
+        findings.refuse(
+            f"lora_keys names {unknown[0]!r}, which {base.name} has not; its layers are {', '.join(known)}.",
+            "lora_keys",
+        )
 
 
 def _keep_adapter_shape(config: RunConfig, adapter: AdapterInfo, findings: Findings) -> None:

@@ -43,11 +43,13 @@ def check_scoring(config: RunConfig, prompts: RunPrompts, findings: Findings) ->
             f"{len(without)} of {len(prompts.held_out)} held-out prompts have no reference, so there is no task score."
         )
     if config.primary_metric is None:
-        findings.decided["primary_metric"] = "task_score" if scored else "reverse_kl"
+        # without a check, a text teacher's run takes what its method has: only then is it known
+        token_level = "reverse_kl" if config.teacher_kind == "local" else None
+        findings.decided["primary_metric"] = "task_score" if scored else token_level
     elif config.primary_metric == "task_score" and not scored:
         findings.refuse(
-            "primary_metric 'task_score' needs a check, or a reference for every held-out prompt. Give one, or use "
-            "reverse_kl.",
+            "primary_metric 'task_score' needs a check, or a reference for every held-out prompt. Give one, or leave "
+            "primary_metric out.",
             "primary_metric",
         )
 

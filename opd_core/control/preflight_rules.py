@@ -5,8 +5,8 @@ from __future__ import annotations
 from opd_core.config import RunConfig
 from opd_core.errors import ConfigError
 
-AVAILABLE_METHODS = ("auto", "kl")
-AVAILABLE_TEACHERS = ("local",)
+AVAILABLE_METHODS = {"local": ("auto", "kl"), "claude": ("auto", "coach", "contrast", "sft")}
+"""Teacher kind to the methods it can serve."""
 REMOTE_ONLY_FIELDS = (
     "teacher_template",
     "teacher_cache_only",
@@ -25,14 +25,20 @@ NEW_ADAPTER_SCALE = 2.0
 
 def value_problems(config: RunConfig, max_budget_usd: float) -> list[ConfigError]:
     """Everything this version cannot do, or that contradicts itself, one error each."""
-    return [*_not_available(config), *_budget(config, max_budget_usd), *_nothing_to_learn(config)]
+    return [
+        *_not_available(config),
+        *_metric_problems(config),
+        *_budget(config, max_budget_usd),
+        *_nothing_to_learn(config),
+    ]
 
 
 def value_warnings(config: RunConfig) -> list[str]:
     """What will run but probably not as meant."""
     steps = config.num_training_steps
     warnings = []
-    if config.kl_schedule == "warmup" and config.kl_warmup_steps > steps:
+    has_kl = config.method not in ("contrast", "sft")
+    if has_kl and config.kl_schedule == "warmup" and config.kl_warmup_steps > steps:
         warnings.append(
             f"kl_warmup_steps {config.kl_warmup_steps} is longer than the run of {steps} steps, so the KL weight "
             f"never reaches kl_weight; set kl_schedule to constant, or kl_warmup_steps to {max(1, steps // 10)}."
@@ -51,33 +57,38 @@ def value_warnings(config: RunConfig) -> list[str]:
 
 
 def _not_available(config: RunConfig) -> list[ConfigError]:
-    problems = []
-    if config.method not in AVAILABLE_METHODS:
+    methods = AVAILABLE_METHODS.get(config.teacher_kind)
+    if methods is None:
+        return [
+            ConfigError(
+                f"teacher_kind {config.teacher_kind!r} is not in this version; available: local (an MLX model on this "
+                "machine, or the student's own base model with teacher_system_prompt or teacher_examples) and claude.",
+                field="teacher_kind",
+            )
+        ]
+    problems = _remote_only(config) if config.teacher_kind == "local" else []
+    if config.method not in methods:
+        other = next((kind for kind, served in AVAILABLE_METHODS.items() if config.method in served), None)
+        hint = f" {config.method} needs teacher_kind {other!r}." if other else ""
         problems.append(
             ConfigError(
-                f"method {config.method!r} is not in this version; available: {', '.join(AVAILABLE_METHODS)}.",
+                f"method {config.method!r} is not available with teacher_kind {config.teacher_kind!r}; available: "
+                f"{', '.join(methods)}.{hint}",
                 field="method",
             )
         )
-    if config.teacher_kind not in AVAILABLE_TEACHERS:
-        problems.append(
-            ConfigError(
-                f"teacher_kind {config.teacher_kind!r} is not in this version; available: "
-                f"{', '.join(AVAILABLE_TEACHERS)} (an MLX model on this machine, or the student's own base model with "
-                "teacher_system_prompt or teacher_examples).",
-                field="teacher_kind",
-            )
-        )
-    else:
-        problems += _remote_only(config)
-    if config.primary_metric == "reference_nll":
-        problems.append(
-            ConfigError(
-                "primary_metric 'reference_nll' is not in this version; available: task_score, reverse_kl.",
-                field="primary_metric",
-            )
-        )
     return problems
+
+
+def _metric_problems(config: RunConfig) -> list[ConfigError]:
+    metric, method = config.primary_metric, config.method
+    if metric == "reference_nll" and config.teacher_kind == "local":
+        why = "needs a teacher that writes references (teacher_kind 'claude'); with a local one: task_score, reverse_kl"
+    elif metric == "reverse_kl" and (method in ("contrast", "sft")):
+        why = f"needs a teacher that scores tokens, and method {method} has none: use task_score or reference_nll"
+    else:
+        return []
+    return [ConfigError(f"primary_metric {metric!r} {why}.", field="primary_metric")]
 
 
 def _remote_only(config: RunConfig) -> list[ConfigError]:
@@ -87,8 +98,8 @@ def _remote_only(config: RunConfig) -> list[ConfigError]:
         return []
     return [
         ConfigError(
-            f"{', '.join(given)}: only for remote teachers, and this version has local teachers only. Leave "
-            f"{'it' if len(given) == 1 else 'them'} out.",
+            f"{', '.join(given)}: only for a remote teacher (teacher_kind 'claude'), and this run's teacher is local. "
+            f"Leave {'it' if len(given) == 1 else 'them'} out.",
             field=given[0],
         )
     ]
@@ -107,6 +118,8 @@ def _budget(config: RunConfig, ceiling: float) -> list[ConfigError]:
 
 
 def _nothing_to_learn(config: RunConfig) -> list[ConfigError]:
+    if config.method in ("contrast", "sft"):
+        return []
     if config.kl_weight > 0 or (config.use_sft_mixup and config.sft_weight > 0):
         return []
     return [

@@ -10,51 +10,64 @@ import builtins
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from opd_core.comparison import ComparisonSpec
 from opd_core.config import RunConfig, parse_config
 from opd_core.config_io import to_yaml
 from opd_core.control.logs import log_tail
 from opd_core.control.preflight import Preflight, check, check_comparison
+from opd_core.control.preflight_paid import month_ledger
 from opd_core.control.resuming import changed_config, why_not_resumable
 from opd_core.control.supervisor import Supervisor
 from opd_core.errors import ConfigError, HomeError, StateError
-from opd_core.paths import HomePaths, check_run_id, new_run_id, write_whole
+from opd_core.money.amounts import pico_from_usd, usd_from_pico
+from opd_core.paths import check_run_id, new_run_id, write_whole
 from opd_core.roots import Roots
+from opd_core.settings import Settings
 from opd_core.state.events import Event
 from opd_core.state.metrics import MAX_POINTS, Series
 from opd_core.state.rows import Line, RunRow
 from opd_core.state.store import RunStore
-from opd_core.types import RESUMABLE_STATES, RunState, clean_text
+from opd_core.types import RESUMABLE_STATES, JobKind, RunState, clean_text
+
+CheckRun = Callable[[RunConfig, Roots, Settings], Preflight]
+CheckComparison = Callable[[ComparisonSpec, RunConfig, Roots, Settings], ComparisonSpec]
 
 
-@dataclass(frozen=True)
-class RunLimits:
-    """What a person set for this install and no call can raise: folders, and the ceiling of one run's budget."""
-
-    roots: Roots
-    max_budget_usd: float = 100.0
+RESOLVED_FIELDS = frozenset(
+    {
+        *("base_model_path", "student_adapter_path", "teacher_model_id", "prompts_path", "validation_prompts_path"),
+        *("rollout_output_dir", "val_rollout_dir", "checkpoint_dir", "method", "run_id", "confirmed"),
+    }
+)
+"""Written into a run otherwise than the caller gave them."""
 
 
 class Runs:
-    """The runs of one home. Makes nothing until a run is started."""
+    """The runs of one home. Makes nothing until a run is started.
+
+    Args:
+        settings: what a person set for this install and no call can raise; the home is among it.
+        roots: the folders that may be read and written.
+    """
 
     def __init__(
         self,
-        home: HomePaths,
-        limits: RunLimits,
+        settings: Settings,
+        roots: Roots,
         *,
         supervisor: Supervisor | None = None,
-        preflight: Callable[..., Preflight] = check,
-        comparison_preflight: Callable[[ComparisonSpec, RunConfig, Roots], ComparisonSpec] = check_comparison,
+        preflight: CheckRun = check,
+        comparison_preflight: CheckComparison = check_comparison,
     ) -> None:
-        self._home, self._limits = home, limits
+        self._home, self._settings, self._roots = settings.home, settings, roots
         self._preflight, self._comparison_preflight = preflight, comparison_preflight
-        self._store = RunStore(home.database)
-        self._supervisor = supervisor or Supervisor(home, self._store)
+        self._store = RunStore(self._home.database)
+        self._ledger = month_ledger(settings)
+        self._supervisor = supervisor or Supervisor(self._home, self._store)
 
     def start(self, config: RunConfig) -> RunRow:
         """Check, record and start (or queue) a run; the same client_request_id gives the same run again.
@@ -62,8 +75,26 @@ class Runs:
         Raises:
             OPDError: refused; no row, file or lock is left behind.
         """
+        return self._start(config, "distillation")
+
+    def start_probe(self, config: RunConfig) -> RunRow:
+        """Queue a probe by itself: which guidance makes this student better; the same configuration as for a run.
+
+        Raises:
+            OPDError: refused, as by `start`; also when the teacher is one that writes no text.
+        """
+        if config.teacher_kind != "claude":
+            raise ConfigError(
+                "A probe measures what a text teacher's guidance does, so it needs teacher_kind 'claude'. With a local "
+                "teacher there is nothing to probe: start_distillation learns from its probabilities directly.",
+                field="teacher_kind",
+            )
+        return self._start(config, "probe")
+
+    def _start(self, config: RunConfig, kind: Literal["distillation", "probe"]) -> RunRow:
         repeated = self._store.find_request(config.client_request_id)
         if repeated is not None:
+            self._refuse_other_arguments(config, repeated)
             return self.status(repeated.run_id)
         found = self._check(config)
         self._home.prepare()
@@ -73,18 +104,29 @@ class Runs:
             with self._config_file(resolved) as write:
                 return self._store.create(
                     run_id,
-                    "distillation",
+                    kind,
                     resolved.model_dump(mode="json"),
-                    total_steps=resolved.num_training_steps,
+                    total_steps=resolved.num_training_steps if kind == "distillation" else 0,
                     session_id=resolved.session_id,
                     client_request_id=resolved.client_request_id,
                     warnings=found.warnings,
                     before_commit=write,
                 )
 
-        row = self._create_under_free_id("opd", config.run_id, create)
+        row = self._create_under_free_id("opd" if kind == "distillation" else "prb", config.run_id, create)
         self._supervisor.start_next_queued()
         return replace(self._view(self._store.get(row.run_id)), message=" ".join(found.warnings))
+
+    def _refuse_other_arguments(self, config: RunConfig, earlier: RunRow) -> None:
+        """A client_request_id means the same request; only what the caller gave in both forms is compared."""
+        for name in sorted(config.model_fields_set - RESOLVED_FIELDS):
+            given, kept = config.model_dump(mode="json")[name], earlier.config.get(name)
+            if given != kept:
+                raise StateError(
+                    f"client_request_id {clean_text(config.client_request_id or '', 80)!r} already started "
+                    f"{earlier.run_id}, with {name} {kept!r} and not {given!r}. Call get_status for that run, or start "
+                    "a new one with another client_request_id."
+                )
 
     def start_comparison(self, spec: ComparisonSpec) -> RunRow:
         """Queue a comparison of adapters on the held-out prompts of a run.
@@ -95,8 +137,8 @@ class Runs:
         """
         source = self._store.resolve(spec.run_id)
         if source.kind != "distillation":
-            raise StateError(f"{source.run_id} is a comparison; name a distillation run to compare adapters of.")
-        checked = self._comparison_preflight(spec, parse_config(source.config), self._limits.roots)
+            raise StateError(f"{source.run_id} is a {source.kind}; name a distillation run to compare adapters of.")
+        checked = self._comparison_preflight(spec, parse_config(source.config), self._roots, self._settings)
 
         def create(job_id: str) -> RunRow:
             named = checked.model_copy(update={"job_id": job_id, "run_id": source.run_id})
@@ -131,7 +173,9 @@ class Runs:
         self._supervisor.reconcile()
         before = None if cursor is None else min(int(cursor), 2**62)
         rows = self._store.list(session_id=session_id, state=state, limit=limit + 1, before_number=before)
-        return rows[:limit], str(rows[limit - 1].number) if len(rows) > limit else None
+        return [self._with_money(row) for row in rows[:limit]], str(rows[limit - 1].number) if len(
+            rows
+        ) > limit else None
 
     def metrics(
         self,
@@ -165,6 +209,8 @@ class Runs:
     ) -> RunRow:
         """Queue a stopped, failed or interrupted run again; it goes on from its last checkpoint.
 
+        A larger budget is within the person's ceilings, of a run and of the month, or refused.
+
         Raises:
             StateError: it is in another state.
             ConfigError: fewer steps than before, or a larger budget without `confirmed`.
@@ -178,10 +224,13 @@ class Runs:
             return self.status(row.run_id)
         config = self._check(changed_config(row, num_training_steps, max_budget_usd, confirmed)).config
         self._home.prepare()
+        if confirmed and self._ledger.totals(row.run_id).limit_pico < pico_from_usd(config.max_budget_usd):
+            with contextlib.suppress(StateError):  # it has no budget yet: its worker opens one
+                self._ledger.raise_limit(row.run_id, pico_from_usd(config.max_budget_usd))
         self._store.requeue(
             row.run_id,
             config=config.model_dump(mode="json"),
-            total_steps=config.num_training_steps,
+            total_steps=config.num_training_steps if row.kind == "distillation" else 0,
             before_commit=lambda: write_whole(self._home.config(row.run_id), to_yaml(config)),
         )
         return self.status(row.run_id)
@@ -192,19 +241,30 @@ class Runs:
         Raises:
             StateError: it is not a comparison, or has not completed.
         """
+        return self._result(job_id, "comparison")
+
+    def probe_result(self, job_id: str) -> dict[str, Any]:
+        """What a completed probe found: `training.probe.ProbeReport.as_record` with `job_id` and `teacher`.
+
+        Raises:
+            StateError: it is not a probe, or has not completed.
+        """
+        return self._result(job_id, "probe")
+
+    def _result(self, job_id: str, kind: JobKind) -> dict[str, Any]:
         row = self.status(job_id)
-        if row.kind != "comparison" or row.state != "completed" or row.result_path is None:
+        if row.kind != kind or row.state != "completed" or row.result_path is None:
             raise StateError(
-                f"{row.run_id} is a {row.kind} in state {row.state}; only a completed comparison has a result."
+                f"{row.run_id} is a {row.kind} in state {row.state}; only a completed {kind} has a result."
             )
         try:
             result: dict[str, Any] = json.loads(Path(row.result_path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise StateError(f"The result of {row.run_id} cannot be read ({error}). Compare again.") from error
+            raise StateError(f"The result of {row.run_id} cannot be read ({error}). Start it again.") from error
         return result
 
     def _check(self, config: RunConfig) -> Preflight:
-        return self._preflight(config, self._home, self._limits.roots, max_budget_usd=self._limits.max_budget_usd)
+        return self._preflight(config, self._roots, self._settings)
 
     @contextlib.contextmanager
     def _config_file(self, config: RunConfig) -> Iterator[Callable[[], None]]:
@@ -248,6 +308,23 @@ class Runs:
                 raise StateError(f"run_id {run_id!r} is taken: {path} exists. Choose another one or leave it out.")
 
     def _view(self, row: RunRow) -> RunRow:
+        row = self._with_money(row)
         if row.state not in ("failed", "interrupted"):
             return row
         return replace(row, last_log_lines=log_tail(self._home.log(row.run_id)))
+
+    def _with_money(self, row: RunRow) -> RunRow:
+        """The row with how its budget stands, by the ledger."""
+        if not row.is_paid:
+            return row
+        totals = self._ledger.totals(row.run_id)
+        asked = row.config.get("judge_budget_usd") if row.kind == "comparison" else row.config["max_budget_usd"]
+        return replace(
+            row,
+            budget_usd=usd_from_pico(totals.limit_pico) if totals.limit_pico else asked,
+            spent_usd=usd_from_pico(totals.spent_pico),
+            reserved_usd=usd_from_pico(totals.reserved_pico),
+            budget_warning=totals.is_near_limit,
+            budget_exceeded=row.end_reason == "budget",
+            budget_frozen=totals.frozen,
+        )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from opd_core.blas import ADVICE, BlasReport, measure_sgemm
+from opd_core.blas import ADVICE, BlasReport, find_fast_blas, measure_sgemm
 from opd_core.control.machine import (
     GB,
     Device,
@@ -19,9 +19,11 @@ from opd_core.control.machine import (
     read_memory,
 )
 from opd_core.control.models import LocalModels, list_models
+from opd_core.control.paid_setup import PaidTeacherFacts, look_at_paid_teachers
 from opd_core.errors import HomeError, OPDError
 from opd_core.paths import HomePaths
 from opd_core.roots import Roots
+from opd_core.settings import Settings
 from opd_core.state.database import journal_mode
 from opd_core.state.store import RunStore
 
@@ -47,7 +49,10 @@ class SetupProblem:
 
 @dataclass(frozen=True)
 class SetupReport:
-    """What was found. `blas` is `None` when the home is unusable; `active_run` is the run at work or about to be."""
+    """What was found. `blas` is `None` when the home is unusable; `active_run` is the run at work or about to be.
+
+    `paid_teacher` is about teachers that cost money; `None` when the home is unusable.
+    """
 
     home: str
     python: str
@@ -60,6 +65,7 @@ class SetupReport:
     models: LocalModels
     active_run: str | None
     problems: tuple[SetupProblem, ...]
+    paid_teacher: PaidTeacherFacts | None = None
 
     @property
     def ready(self) -> bool:
@@ -83,6 +89,7 @@ class SetupReport:
             "models": usable,
             "adapters": len(self.models.adapters),
             "active_run": self.active_run,
+            **(self.paid_teacher.as_facts() if self.paid_teacher else {}),
         }
 
 
@@ -96,7 +103,7 @@ class _Home:
 
 
 def check_setup(
-    home: HomePaths, *, roots: Roots, refresh: bool = False, measure: MeasureBlas = measure_sgemm
+    settings: Settings, *, roots: Roots, refresh: bool = False, measure: MeasureBlas = measure_sgemm
 ) -> SetupReport:
     """Look at everything a run needs; whatever is wrong is reported, nothing is raised for it.
 
@@ -106,18 +113,21 @@ def check_setup(
         refresh: measure the BLAS again.
         measure: the measurement; another one in tests.
     """
+    home = settings.home
     store = RunStore(home.database)
     found = _look_at_home(home, store)
     versions = {name: version for name in PACKAGES if (version := package_version(name))}
     device, memory, disk = guess_device(), read_memory(), free_disk_bytes(home.home)
     blas = _blas_report(store, versions, refresh, measure) if found.usable and "mlx" in versions else None
     models = list_models(home, roots) if found.usable else LocalModels((), ())
+    paid_teacher, paid_problems = _paid_teacher(settings) if found.usable else (None, [])
     problems = [
         *found.problems,
         *_package_problems(versions),
         *_blas_problems(blas, device),
         *_capacity_problems(memory, disk),
         *_model_problems(home, models, found.usable),
+        *paid_problems,
     ]
     store.close()
     return SetupReport(
@@ -132,6 +142,7 @@ def check_setup(
         models=models,
         active_run=found.active_run,
         problems=tuple(problems),
+        paid_teacher=paid_teacher,
     )
 
 
@@ -157,14 +168,16 @@ def _look_at_home(home: HomePaths, store: RunStore) -> _Home:
 def _blas_report(store: RunStore, versions: dict[str, str], refresh: bool, measure: MeasureBlas) -> BlasReport:
     """The measured speed, from the home's facts when it was measured with these very packages."""
     known = None if refresh else store.get_fact(BLAS_FACT)
-    if isinstance(known, dict) and known.get("versions") == versions:
+    # a BLAS installed or removed since counts like another version
+    measured_with = {**versions, "blas": find_fast_blas().source}
+    if isinstance(known, dict) and known.get("versions") == measured_with:
         try:
             return BlasReport(**{name: value for name, value in known.items() if name != "versions"})
         except TypeError:
             pass  # written by another version of this program
     report = measure()
     if report.gflops is not None:
-        store.set_fact(BLAS_FACT, {**asdict(report), "versions": versions})
+        store.set_fact(BLAS_FACT, {**asdict(report), "versions": measured_with})
     return report
 
 
@@ -207,6 +220,19 @@ def _model_problems(home: HomePaths, models: LocalModels, home_usable: bool) -> 
         "or give the path of a model folder as base_model_path."
     )
     return [SetupProblem("No usable model was found in OPD_HOME/models or the hub cache.", fix)]
+
+
+def _paid_teacher(settings: Settings) -> tuple[PaidTeacherFacts | None, list[SetupProblem]]:
+    """Never blocking: local teachers work whatever is wrong here."""
+    fix = "Until then use a local teacher (teacher_kind 'local'), which costs nothing."
+    try:
+        facts, problems = look_at_paid_teachers(settings)
+    except OPDError as error:
+        return None, [SetupProblem(str(error), fix)]
+    if facts.paid_calls_frozen:
+        what = "Paid calls are frozen for this month: one cost more than was reserved, or could not be priced."
+        return facts, [SetupProblem(what, "A person compares the provider's bill with the ledger. " + fix)]
+    return facts, [SetupProblem(str(problem), fix) for problem in problems]
 
 
 def _gb(size_bytes: int | None) -> float | None:

@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from opd_core import blas
 from opd_core.control.processes import signal_process, try_lock
 from opd_core.errors import StaleWorkerError, StateError
+from opd_core.money.ledger import Ledger
 from opd_core.paths import HomePaths
+from opd_core.settings import KEY_VARIABLE, find_api_key
 from opd_core.state.rows import RunRow
 from opd_core.state.store import RunStore
 
@@ -33,8 +35,19 @@ PASSED_VARIABLES = frozenset(
         *("HOME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ"),
         *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"),
         *("LD_LIBRARY_PATH", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+        *("CUDA_HOME", "CUDA_PATH"),  # MLX compiles kernels with what it finds there
     }
 )
+
+
+def owner_name(run_id: str, epoch: int) -> str:
+    """The worker instance that calls in the ledger belong to."""
+    return f"{run_id}:{epoch}"
+
+
+def run_of_owner(owner: str) -> str:
+    """The run whose lock such an instance holds for as long as it lives."""
+    return owner.rpartition(":")[0]
 
 
 class Supervisor:
@@ -42,13 +55,21 @@ class Supervisor:
 
     Args:
         command: starts a worker; the run and its options are appended.
+        leaves_keyless: a job that needs an API key which is not to be had here stays queued. For a worker, which
+            has a key only when its own job needed one; a server's next look at the queue starts that job.
     """
 
-    def __init__(self, home: HomePaths, store: RunStore, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self, home: HomePaths, store: RunStore, command: Sequence[str] = WORKER_COMMAND, *, leaves_keyless: bool = False
+    ) -> None:
         self._home, self._store, self._command = home, store, tuple(command)
+        self._leaves_keyless = leaves_keyless
+        # only a reservation needs the month's limit, and none is made here
+        self._ledger = Ledger(home.database, month_limit_pico=0)
 
     def reconcile(self) -> None:
-        """Record every live run whose worker is dead as `interrupted`."""
+        """Record every live run whose worker is dead as `interrupted`, and charge the calls it left open in full."""
+        self._ledger.recover(self._hold_owner)
         for row in self._store.live():
             lock = try_lock(self._home.run_lock(row.run_id))
             if lock is not None:
@@ -93,19 +114,22 @@ class Supervisor:
         row = self._store.next_queued()
         if row is None:
             return False
+        if self._leaves_keyless and row.needs_api_key and find_api_key(self._home) is None:
+            return True
         run_lock = self._wait_for_lock(row.run_id, RUN_LOCK_WAIT_SECONDS)
         if run_lock is None:
             return True  # somebody holds on to it; a later call tries again
         try:
             epoch = self._store.claim(row.run_id)
-            return self._spawn(row.run_id, epoch, run_lock, device)
+            return self._spawn(row, epoch, run_lock, device)
         except StateError:
             return False  # cancelled in the meantime
         finally:
             os.close(run_lock)
 
-    def _spawn(self, run_id: str, epoch: int, run_lock: int, device: int) -> bool:
+    def _spawn(self, row: RunRow, epoch: int, run_lock: int, device: int) -> bool:
         """Start the worker in its own session; a failure to start is the end of the run."""
+        run_id = row.run_id
         options = ["--home", str(self._home.home), "--epoch", str(epoch), "--locks", f"{run_lock},{device}"]
         try:
             log = os.open(self._home.log(run_id), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -116,7 +140,7 @@ class Supervisor:
                     stdout=log,
                     stderr=log,
                     cwd=self._home.home,
-                    env=self._environment(),
+                    env=self._environment(row),
                     pass_fds=(run_lock, device),
                     start_new_session=True,
                 )
@@ -130,12 +154,21 @@ class Supervisor:
         threading.Thread(target=process.wait, name=f"reap {run_id}", daemon=True).start()
         return True
 
-    def _environment(self) -> dict[str, str]:
-        kept = {
-            name: value for name, value in os.environ.items() if name in PASSED_VARIABLES or name.startswith("OPD_")
-        }
+    def _environment(self, row: RunRow) -> dict[str, str]:
+        passed = PASSED_VARIABLES | {KEY_VARIABLE} if row.needs_api_key else PASSED_VARIABLES
+        kept = {name: value for name, value in os.environ.items() if name in passed or name.startswith("OPD_")}
         own = {"OPD_HOME": str(self._home.home), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         return kept | own | blas.worker_environment(self._home.home / "lib")
+
+    @contextlib.contextmanager
+    def _hold_owner(self, owner: str) -> Iterator[bool]:
+        """Hold the lock that the worker of these calls held for life, when it is free: see `Ledger.recover`."""
+        lock = try_lock(self._home.run_lock(run_of_owner(owner)))
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                os.close(lock)
 
     def _record_death(self, row: RunRow) -> None:
         """Write `interrupted`; the caller holds the run's lock. A worker that recorded its end just before wins."""

@@ -45,20 +45,22 @@ def test_default_candidates_are_base_incoming_and_distilled(tmp_path: Path) -> N
 
 def test_candidate_paths_are_checked_and_made_absolute(tmp_path: Path) -> None:
     world = World(tmp_path)
-    config = check(world.config(), world.home, world.roots).config
+    config = check(world.config(), world.roots, world.settings).config
     adapter = make_adapter(world.home.checkpoints("opd_1"))
     link = world.home.home / "link"
     link.symlink_to(adapter)
-    checked = check_comparison(spec(Candidate(name="mine", adapter_path=str(link))), config, world.roots)
+    checked = check_comparison(
+        spec(Candidate(name="mine", adapter_path=str(link))), config, world.roots, world.settings
+    )
     assert checked.candidates[0].adapter_path == str(adapter.resolve())
 
 
 def test_all_unusable_candidate_paths_are_named_at_once(tmp_path: Path) -> None:
     world = World(tmp_path)
-    config = check(world.config(), world.home, world.roots).config
+    config = check(world.config(), world.roots, world.settings).config
     outside = Candidate(name="far", adapter_path=str(tmp_path / "far"))
     with pytest.raises(PathError, match=r"'far'.*outside"):
-        check_comparison(spec(outside), config, world.roots)
+        check_comparison(spec(outside), config, world.roots, world.settings)
     missing = Candidate(name="gone", adapter_path=str(world.home.home / "gone"))
     with pytest.raises(ConfigError, match=r"2 problems.*'far'.*'gone'"):
-        check_comparison(spec(outside, missing), config, world.roots)
+        check_comparison(spec(outside, missing), config, world.roots, world.settings)

@@ -5,21 +5,28 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from opd_core import blas
+from opd_core import blas, worker
 from opd_core.blas import FastBlas
 from opd_core.config import RunConfig, parse_config
 from opd_core.control.processes import try_lock
+from opd_core.errors import (
+    BudgetExceededError,
+    BudgetFrozenError,
+    TeacherRefusedError,
+    TeacherStoppedError,
+    TeacherUnavailableError,
+)
 from opd_core.paths import HomePaths
 from opd_core.state.recorder import RunRecorder
 from opd_core.state.store import RunStore
 from opd_core.training import compare as comparing
 from opd_core.training import trainer
 from opd_core.types import EndReason
-from opd_core.worker import JobContext, JobEnd, checkpoint_folder, compare, distil
+from opd_core.worker.jobs import Job, JobContext, JobEnd, checkpoint_folder, compare, distil
 from tests.opd_core.control.scripted_worker import COMMAND
 
 
@@ -61,6 +68,8 @@ class Trainer:
         observer: object,
         *,
         resume: bool,
+        text_teacher: object = None,
+        build_coach: object = None,
     ) -> trainer.TrainingOutcome:
         self.given = {"folder": folder, "prompts": (len(train_examples), len(held_out)), "resume": resume}
         if self.publishes:
@@ -137,7 +146,7 @@ def test_a_comparison_writes_its_result_unless_stopped(
     monkeypatch: pytest.MonkeyPatch,
     result: dict[str, Any] | None,
 ) -> None:
-    monkeypatch.setattr(comparing, "compare", lambda spec, config, build_teacher, observer: result)
+    monkeypatch.setattr(comparing, "compare", lambda spec, config, build_teacher, observer, judge: result)
     store.create("run", "distillation", config.model_dump(mode="json"))
     store.create("job", "comparison", {"job_id": "job", "run_id": "run", "candidates": [{"name": "base"}]})
     end = compare(context(home, store, "job"))
@@ -190,3 +199,81 @@ def test_the_worker_imports_no_mlx_before_its_job_needs_it() -> None:
         [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+class Machine:
+    """Stands where the device lock is; another job holds it for a while."""
+
+    def __init__(self, refusals: int = 0) -> None:
+        self.refusals, self.given_back = refusals, 0
+
+    def give_back(self) -> None:
+        self.given_back += 1
+
+    def take(self) -> bool:
+        self.refusals -= 1
+        return self.refusals < 0
+
+
+def waiting_for(job: JobContext, *ends: Exception | JobEnd) -> Job:
+    """A job whose attempts end so, one after the other."""
+    left = list(ends)
+
+    def work(context: JobContext) -> JobEnd:
+        assert context is job
+        end = left.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    return work
+
+
+def test_a_long_wait_gives_the_machine_away_and_the_job_begins_again_at_its_wake_time(
+    home: HomePaths, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "WAIT_SLICE_SECONDS", 0.0)
+    store.create("run", "distillation", {})
+    job, machine, done = context(home, store, "run"), Machine(2), JobEnd("completed", "finished", "Done.")
+    later = TeacherUnavailableError("The monthly cap is reached.", wake_in_seconds=0.01)
+    assert worker._work(waiting_for(job, later, later, done), job, cast(Any, machine)) == done
+    assert machine.given_back == 2
+    events = [event.message for event in store.events("run") if event.kind == "state"]
+    assert [message.partition(":")[0] for message in events[-4:]] == ["waiting", "running"] * 2
+    assert "monthly cap" in events[-2]
+
+
+def test_a_stop_ends_a_long_wait_and_the_best_adapter_is_named(home: HomePaths, store: RunStore) -> None:
+    store.create("run", "distillation", {})
+    job, machine = context(home, store, "run"), Machine()
+    store.request_stop("run")
+    home.checkpoints("run").mkdir(parents=True)
+    (home.checkpoints("run") / "adapters.safetensors").touch()
+    later = TeacherUnavailableError("No network.", wake_in_seconds=3600.0)
+    end = worker._work(waiting_for(job, later), job, cast(Any, machine))
+    assert (end.state, end.reason, end.final_adapter_path) == ("stopped", "by_user", home.checkpoints("run"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (BudgetExceededError("Too little is left.", scope="run", left_pico=1, needed_pico=2), "budget"),
+        (BudgetFrozenError("Frozen."), "budget"),
+        (TeacherRefusedError("The provider refuses."), "teacher_refused"),
+        (TeacherStoppedError("Stop."), "by_user"),
+    ],
+)
+def test_what_ends_a_job_of_a_paid_teacher_is_a_clean_stop(
+    home: HomePaths, store: RunStore, error: Exception, reason: str
+) -> None:
+    store.create("run", "probe", {})
+    job = context(home, store, "run")
+    end = worker._work(waiting_for(job, error), job, cast(Any, Machine()))
+    assert (end.state, end.reason) == ("stopped", reason)
+
+
+def test_a_teacher_that_only_a_person_can_bring_back_fails_the_job(home: HomePaths, store: RunStore) -> None:
+    store.create("run", "probe", {})
+    job = context(home, store, "run")
+    with pytest.raises(TeacherUnavailableError, match="not accepted"):
+        worker._work(waiting_for(job, TeacherUnavailableError("The key is not accepted.")), job, cast(Any, Machine()))

@@ -14,7 +14,7 @@ from pathlib import Path
 from opd_core import worker
 from opd_core.errors import TrainingError
 from opd_core.paths import HomePaths
-from opd_core.worker import JobContext, JobEnd
+from opd_core.worker.jobs import JobContext, JobEnd
 
 ROOT = Path(__file__).parents[3]
 MODULE = "tests.opd_core.control.scripted_worker"
@@ -82,4 +82,4 @@ def next_line(descriptor: int) -> str:
 
 
 def main() -> int:
-    return worker.main(jobs={"distillation": obey, "comparison": obey}, command=COMMAND)
+    return worker.main(jobs={"distillation": obey, "comparison": obey, "probe": obey}, command=COMMAND)

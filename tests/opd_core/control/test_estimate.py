@@ -10,6 +10,7 @@ import pytest
 from opd_core.control import speed
 from opd_core.control.estimate import Estimate, estimate
 from opd_core.errors import OPDError
+from opd_core.settings import Settings
 from opd_core.state.store import RunStore
 from tests.model_folders import World, make_model, write_prompts
 
@@ -21,7 +22,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def of(world: World, store: RunStore | None = None, **changes: Any) -> Estimate:
-    return estimate(world.config(**changes), world.home, store, roots=world.roots)
+    return estimate(world.config(**changes), store, roots=world.roots, settings=Settings(world.home))
 
 
 def past_run(world: World, run_id: str, tokens_per_second: float, model: str = "base") -> RunStore:

@@ -12,6 +12,7 @@ from opd_core.control import preflight_models
 from opd_core.control.machine import Memory
 from opd_core.control.preflight import Preflight, check
 from opd_core.errors import CompatibilityError, ConfigError, ModelFileError, OPDError, PathError, PromptFileError
+from opd_core.settings import Settings
 from tests.model_folders import World, edit_json, make_adapter, make_model, tokenizer, write_json, write_prompts
 
 
@@ -22,7 +23,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def passed(world: World, **changes: Any) -> Preflight:
-    return check(world.config(**changes), world.home, world.roots)
+    return check(world.config(**changes), world.roots, Settings(world.home))
 
 
 def refusal(world: World, **changes: Any) -> OPDError:
@@ -47,20 +48,20 @@ def test_resolved_configuration_passes_again_unchanged(world: World) -> None:
     write_prompts(world.prompts, reference="yes")
     adapter = make_adapter(world.home.home / "sft", kind="dora")
     first = passed(world, student_adapter_path=str(adapter)).config
-    assert check(first, world.home, world.roots).config == first
+    assert check(first, world.roots, Settings(world.home)).config == first
 
 
 @pytest.mark.parametrize(
     ("changes", "kind", "says"),
     [
         ({"method": "coach"}, ConfigError, "available: auto, kl"),
-        ({"teacher_kind": "claude"}, ConfigError, "available: local"),
+        ({"teacher_kind": "endpoint"}, ConfigError, "available: local"),
         (
             {"teacher_batch_api": True, "teacher_max_concurrent": 9},
             ConfigError,
             "teacher_batch_api, teacher_max_concurrent",
         ),
-        ({"primary_metric": "reference_nll"}, ConfigError, "available: task_score, reverse_kl"),
+        ({"primary_metric": "reference_nll"}, ConfigError, "with a local one: task_score, reverse_kl"),
         ({"primary_metric": "task_score"}, ConfigError, "needs a check"),
         ({"max_budget_usd": 200.0}, ConfigError, "OPD_MAX_BUDGET_USD"),
         ({"kl_weight": 0.0}, ConfigError, "nothing to learn"),
@@ -103,10 +104,10 @@ def test_prompt_file_that_cannot_be_read_is_named(world: World, make: str) -> No
 
 
 def test_default_budget_is_lowered_to_the_ceiling_and_an_asked_one_is_refused(world: World) -> None:
-    lowered = check(world.config(), world.home, world.roots, max_budget_usd=5.0)
+    lowered = check(world.config(), world.roots, Settings(world.home, max_budget_usd=5.0))
     assert lowered.config.max_budget_usd == 5.0
     with pytest.raises(ConfigError, match="max_budget_usd 6"):
-        check(world.config(max_budget_usd=6.0), world.home, world.roots, max_budget_usd=5.0)
+        check(world.config(max_budget_usd=6.0), world.roots, Settings(world.home, max_budget_usd=5.0))
 
 
 def test_incoming_adapter_keeps_its_own_shape(world: World) -> None:

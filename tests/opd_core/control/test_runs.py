@@ -14,16 +14,20 @@ from opd_core.config_io import read_config
 from opd_core.control.logs import log_tail
 from opd_core.control.preflight import Preflight
 from opd_core.control.processes import try_lock
-from opd_core.control.runs import RunLimits, Runs
+from opd_core.control.runs import Runs
 from opd_core.control.supervisor import Supervisor
 from opd_core.errors import ConfigError, HomeError, PathError, PromptFileError, RunNotFoundError, StateError
 from opd_core.model_files import ModelInfo
+from opd_core.money.ledger import Ledger
 from opd_core.paths import HomePaths, write_json
 from opd_core.roots import Roots
 from opd_core.run_prompts import RunPrompts
+from opd_core.settings import Settings
 from opd_core.state.store import RunStore
 from tests.opd_core.control.scripted_worker import COMMAND, Orders
 from tests.waiting import wait_until
+
+DOLLAR = 10**12
 
 
 class Check:
@@ -34,7 +38,7 @@ class Check:
         self.warnings: tuple[str, ...] = ()
         self.asked: list[RunConfig] = []
 
-    def __call__(self, config: RunConfig, home: HomePaths, roots: Roots, *, max_budget_usd: float) -> Preflight:
+    def __call__(self, config: RunConfig, roots: Roots, settings: Settings) -> Preflight:
         self.asked.append(config)
         if self.refusal is not None:
             raise self.refusal
@@ -53,7 +57,7 @@ def store(home: HomePaths) -> RunStore:
     return RunStore(home.database)
 
 
-def check_adapter_paths(spec: ComparisonSpec, _: RunConfig, roots: Roots) -> ComparisonSpec:
+def check_adapter_paths(spec: ComparisonSpec, _: RunConfig, roots: Roots, settings: Settings) -> ComparisonSpec:
     """Looks at the adapters' paths alone: these tests have no model and no prompts."""
     for candidate in spec.candidates:
         if candidate.adapter_path is not None:
@@ -64,9 +68,8 @@ def check_adapter_paths(spec: ComparisonSpec, _: RunConfig, roots: Roots) -> Com
 @pytest.fixture
 def runs(home: HomePaths, store: RunStore, check: Check) -> Runs:
     """Runs whose workers follow orders (and finish at once without any)."""
-    limits = RunLimits(Roots.of(home.home))
-    supervisor = Supervisor(home, store, COMMAND)
-    return Runs(home, limits, supervisor=supervisor, preflight=check, comparison_preflight=check_adapter_paths)
+    roots, supervisor = Roots.of(home.home), Supervisor(home, store, COMMAND)
+    return Runs(Settings(home), roots, supervisor=supervisor, preflight=check, comparison_preflight=check_adapter_paths)
 
 
 @pytest.fixture
@@ -127,7 +130,14 @@ def test_two_starts_in_one_second_get_different_ids(runs: Runs) -> None:
 def test_the_same_request_starts_one_run_even_when_it_would_be_refused_now(runs: Runs, check: Check) -> None:
     first = runs.start(config(client_request_id="x"))
     check.refusal = PromptFileError("The prompt file is gone.")
-    assert runs.start(config(client_request_id="x", seed=7)).run_id == first.run_id
+    assert runs.start(config(client_request_id="x")).run_id == first.run_id
+    assert len(runs.list()[0]) == 1
+
+
+def test_another_request_under_the_same_id_is_refused_and_names_the_difference(runs: Runs) -> None:
+    first = runs.start(config(client_request_id="x"))
+    with pytest.raises(StateError, match=rf"already started {first.run_id}, with seed 42 and not 7"):
+        runs.start(config(client_request_id="x", seed=7))
     assert len(runs.list()[0]) == 1
 
 
@@ -205,7 +215,7 @@ def test_an_unusable_home_is_a_plain_error(tmp_path: Path, check: Check) -> None
     (tmp_path / "file").write_text("not a folder")
     home = HomePaths(tmp_path / "file" / "home")
     with pytest.raises(HomeError, match="OPD_HOME"):
-        Runs(home, RunLimits(Roots.of(home.home)), preflight=check).start(config())
+        Runs(Settings(home), Roots.of(home.home), preflight=check).start(config())
     assert files(tmp_path) == ["file"]
 
 
@@ -403,3 +413,81 @@ def test_an_interrupted_comparison_can_be_run_again(
     job_id = runs.start_comparison(compared()).run_id
     end(store, job_id)
     assert runs.resume(job_id).state == "queued"
+
+
+# --- paid teachers
+
+
+def paid(**changes: Any) -> RunConfig:
+    return config(teacher_kind="claude", run_id="mine", max_budget_usd=5.0, **changes)
+
+
+def ledger_of(home: HomePaths) -> Ledger:
+    return Ledger(home.database, month_limit_pico=100 * DOLLAR)
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_paid_run_tells_how_its_budget_stands(runs: Runs, home: HomePaths, store: RunStore) -> None:
+    row = runs.start(paid())
+    assert (row.budget_usd, row.spent_usd, row.reserved_usd, row.budget_warning) == (5.0, 0.0, 0.0, False)
+    ledger = ledger_of(home)
+    ledger.open_budget("mine", 5 * DOLLAR)
+    call = ledger.reserve("mine", "key", "m", "v", 3 * DOLLAR, "mine:1", is_batch=True)
+    ledger.settle(call, 3 * DOLLAR, "{}", None, None)
+    assert not runs.status("mine").budget_warning
+    ledger.reserve("mine", "another", "m", "v", DOLLAR, "mine:1", is_batch=True)
+    row = runs.status("mine")
+    assert (row.spent_usd, row.reserved_usd, row.budget_warning, row.budget_exceeded) == (3.0, 1.0, True, False)
+    assert runs.list()[0] == [row]
+    store.finish("mine", "stopped", "budget", epoch=store.claim("mine"), message="")
+    assert runs.status("mine").budget_exceeded
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_local_run_has_no_budget(runs: Runs) -> None:
+    row = runs.start(config())
+    assert (row.budget_usd, row.spent_usd, row.budget_warning) == (None, 0.0, False)
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_confirmed_resume_raises_the_ledgers_limit_and_a_refused_one_does_not(
+    runs: Runs, home: HomePaths, store: RunStore, check: Check
+) -> None:
+    runs.start(paid())
+    ledger = ledger_of(home)
+    ledger.open_budget("mine", 5 * DOLLAR)
+    end(store, "mine", "stopped")
+    with pytest.raises(ConfigError, match="confirmed true"):
+        runs.resume("mine", max_budget_usd=7)
+    check.refusal = ConfigError("above OPD_MONTHLY_BUDGET_USD")
+    with pytest.raises(ConfigError, match="MONTHLY"):
+        runs.resume("mine", max_budget_usd=7, confirmed=True)
+    assert ledger.totals("mine").limit_pico == 5 * DOLLAR
+    check.refusal = None
+    assert runs.resume("mine", max_budget_usd=7, confirmed=True).budget_usd == 7.0
+    assert ledger.totals("mine").limit_pico == 7 * DOLLAR
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_run_cancelled_before_it_had_a_budget_resumes_with_a_larger_one(runs: Runs, home: HomePaths) -> None:
+    runs.start(paid())
+    runs.stop("mine")
+    assert runs.resume("mine", max_budget_usd=7, confirmed=True).budget_usd == 7.0
+    assert ledger_of(home).totals("mine").limit_pico == 0, "its worker opens the budget"
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_probe_is_a_job_with_a_result_of_its_own(runs: Runs, store: RunStore, home: HomePaths) -> None:
+    with pytest.raises(ConfigError, match="teacher_kind 'claude'"):
+        runs.start_probe(config())
+    request = config(teacher_kind="claude", max_budget_usd=5.0, client_request_id="once")
+    row = runs.start_probe(request)
+    assert (row.kind, row.total_steps, row.budget_usd) == ("probe", 0, 5.0) and row.run_id.startswith("prb_")
+    assert runs.start_probe(request).run_id == row.run_id
+    with pytest.raises(StateError, match="only a completed probe"):
+        runs.probe_result(row.run_id)
+    write_json(home.result(row.run_id), {"levels": []})
+    end(store, row.run_id, "completed", result_path=str(home.result(row.run_id)))
+    assert runs.probe_result(row.run_id) == {"levels": []}
+    with pytest.raises(StateError, match="is a probe"):
+        runs.comparison_result(row.run_id)

@@ -13,6 +13,7 @@ from opd_core.control import setup_check
 from opd_core.control.machine import Memory
 from opd_core.control.setup_check import SetupReport, check_setup
 from opd_core.paths import HomePaths
+from opd_core.settings import Settings
 from opd_core.state.store import RunStore
 from tests.model_folders import World
 
@@ -31,7 +32,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def found(world: World, blas: BlasReport = FAST, refresh: bool = False) -> SetupReport:
-    return check_setup(world.home, roots=world.roots, refresh=refresh, measure=lambda: blas)
+    return check_setup(Settings(world.home), roots=world.roots, refresh=refresh, measure=lambda: blas)
 
 
 def counting(report: BlasReport) -> tuple[list[int], Callable[[], BlasReport]]:
@@ -67,12 +68,12 @@ def test_mlx_that_does_not_run_blocks(world: World) -> None:
 def test_blas_is_measured_once_for_the_same_versions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, measure = counting(FAST)
     for _ in range(2):
-        assert check_setup(world.home, roots=world.roots, measure=measure).blas == FAST
+        assert check_setup(Settings(world.home), roots=world.roots, measure=measure).blas == FAST
     assert len(calls) == 1
-    check_setup(world.home, roots=world.roots, measure=measure, refresh=True)
+    check_setup(Settings(world.home), roots=world.roots, measure=measure, refresh=True)
     assert len(calls) == 2
     monkeypatch.setattr(setup_check, "package_version", lambda name: "9.9")
-    check_setup(world.home, roots=world.roots, measure=measure)
+    check_setup(Settings(world.home), roots=world.roots, measure=measure)
     assert len(calls) == 3
 
 
@@ -85,7 +86,7 @@ def test_unusable_home_is_reported_and_nothing_is_measured(world: World, tmp_pat
     blocker = tmp_path / "file"
     blocker.write_text("x")
     calls, measure = counting(FAST)
-    report = check_setup(HomePaths(blocker / "home"), roots=world.roots, measure=measure)
+    report = check_setup(Settings(HomePaths(blocker / "home")), roots=world.roots, measure=measure)
     assert not report.ready and str(blocker) in report.problems[0].what and "OPD_HOME" in report.problems[0].fix
     assert calls == [] and blocker.read_text() == "x"
 

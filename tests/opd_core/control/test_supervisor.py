@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from opd_core import blas
 from opd_core.control.processes import process_identity, signal_process, try_lock
-from opd_core.control.supervisor import Supervisor
+from opd_core.control.supervisor import Supervisor, owner_name
+from opd_core.money.ledger import Ledger
 from opd_core.paths import HomePaths
 from opd_core.state.rows import RunRow
 from opd_core.state.store import RunStore
@@ -389,3 +391,64 @@ def test_a_reused_process_number_is_not_signalled_by_a_stop(home: HomePaths) -> 
         assert bystander.poll() is None
         os.close(lock)
         bystander.kill()
+
+
+# --- paid teachers
+
+KEY = "sk-ant-canary-51"
+PAID = {"teacher_kind": "claude"}
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("config", "passes"),
+    [(PAID, True), ({}, False), ({**PAID, "teacher_cache_only": True}, False), ({"judge": 1}, True)],
+)
+def test_only_a_job_with_a_paid_teacher_gets_the_key_and_never_by_its_arguments(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], passes: bool
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://evil.example")
+    shop.orders["a"] = Orders(shop.home, "a")
+    shop.store.create("a", "distillation", config, total_steps=30)
+    shop.supervisor.start_next_queued()
+    pid = shop.wait("running").pid
+    assert pid is not None
+    assert (environment_of(pid).get("ANTHROPIC_API_KEY") == KEY) is passes
+    assert "ANTHROPIC_BASE_URL" not in environment_of(pid)
+    assert KEY.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_a_worker_without_a_key_leaves_a_paid_job_to_a_server_that_has_one(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.store.create("paid", "distillation", PAID, total_steps=30)
+    Supervisor(shop.home, shop.store, COMMAND, leaves_keyless=True).start_next_queued()
+    assert shop.row("paid").state == "queued" and shop.row("paid").epoch == 0
+    (shop.home.home / ".env").write_text(f"ANTHROPIC_API_KEY={KEY}\n")
+    Supervisor(shop.home, shop.store, COMMAND, leaves_keyless=True).start_next_queued()
+    shop.wait("completed", "paid")
+
+
+def test_calls_that_a_dead_worker_left_open_are_charged_and_those_of_a_live_one_are_not(shop: Workshop) -> None:
+    pid = shop.running()
+    ledger = Ledger(shop.home.database, month_limit_pico=100)
+    for run_id in ("a", "gone"):
+        ledger.open_budget(run_id, 50)
+    ledger.reserve("a", "key a", "m", "v", 10, owner_name("a", 1))
+    ledger.reserve("gone", "key gone", "m", "v", 20, owner_name("gone", 3))
+    shop.supervisor.reconcile()
+    assert (ledger.totals("a").reserved_pico, ledger.totals("gone").spent_pico) == (10, 20)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_over(shop), START_SECONDS)
+    assert (ledger.totals("a").spent_pico, ledger.totals("a").forfeited_calls) == (10, 1)
+
+
+def is_over(shop: Workshop) -> bool:
+    shop.supervisor.reconcile()
+    return shop.row().state == "interrupted"

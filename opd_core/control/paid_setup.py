@@ -1,0 +1,76 @@
+"""What `check_setup` says about teachers that cost money: key, prices, the default model, this month's spend."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Any
+
+from opd_core.control.preflight_paid import month_ledger, utc_today
+from opd_core.errors import OPDError, StalePricesError, UnknownPriceError
+from opd_core.message_params import DEFAULT_TEACHER
+from opd_core.money.amounts import usd_from_pico
+from opd_core.money.pricing import PriceTable
+from opd_core.settings import Settings, find_api_key
+
+
+@dataclass(frozen=True)
+class PaidTeacherFacts:
+    """What was found. Of the key only whether there is one."""
+
+    api_key_present: bool
+    default_teacher: str
+    default_teacher_retires_on: str | None
+    """"retired", the day when that is at most 30 days away, else `None`."""
+    prices_version: str
+    prices_age_days: int
+    month_spent_usd: float
+    month_reserved_usd: float
+    month_limit_usd: float
+    run_limit_usd: float
+    paid_calls_frozen: bool
+
+    def as_facts(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def look_at_paid_teachers(settings: Settings, today: date | None = None) -> tuple[PaidTeacherFacts, list[OPDError]]:
+    """The facts, and what a person should mend before a paid run; a missing key is a fact and no problem.
+
+    Raises:
+        OPDError: the ledger or the price table cannot be read.
+    """
+    today = today or utc_today()
+    prices, model = PriceTable.load(), settings.default_teacher or DEFAULT_TEACHER
+    problems: list[OPDError] = []
+    retires: str | None = None
+    try:
+        prices.price_for(model, 1, today)
+        found = prices.retirement(model, today)
+        retires = None if found is None else str(found)
+    except UnknownPriceError as error:
+        problems.append(error)
+    if retires is not None:
+        when = "is retired" if retires == "retired" else f"retires on {retires}"
+        problems.append(UnknownPriceError(f"The default teacher {model} {when}; set OPD_DEFAULT_TEACHER to another."))
+    try:
+        prices.require_fresh(today, settings.prices_confirmed_on)
+    except StalePricesError as error:
+        problems.append(error)
+    ledger = month_ledger(settings)
+    ledger.rebuild_check()
+    month = ledger.month_totals()
+    facts = PaidTeacherFacts(
+        api_key_present=find_api_key(settings.home) is not None,
+        default_teacher=model,
+        default_teacher_retires_on=retires,
+        prices_version=prices.version,
+        prices_age_days=prices.age_days(today),
+        month_spent_usd=usd_from_pico(month.spent_pico),
+        month_reserved_usd=usd_from_pico(month.reserved_pico),
+        month_limit_usd=settings.monthly_budget_usd,
+        run_limit_usd=settings.max_budget_usd,
+        paid_calls_frozen=month.frozen,
+    )
+    return facts, problems
