@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from opd_core.state.rows import RunRow
 from opd_core.types import END_STATES
 from server import replies, schemas
-from server.present import duration, number, progress_line, run_entry, run_status, tidy
+from server.budgets import dollars
+from server.present import checkpoint_step, duration, number, progress_line, run_entry, run_status, tidy
 from server.settings import Problem
 
 if TYPE_CHECKING:
     from opd_core.adapter_files import AdapterInfo
     from opd_core.blas import BlasReport
     from opd_core.control.estimate import Estimate
+    from opd_core.control.estimate_paid import MethodCost, PaidEstimate
     from opd_core.control.models import LocalModels
     from opd_core.control.setup_check import SetupProblem, SetupReport
     from opd_core.model_files import ModelInfo
@@ -110,13 +112,44 @@ def _adapter(info: AdapterInfo) -> schemas.AdapterEntry:
 
 def estimate(found: Estimate) -> schemas.EstimateAnswer:
     """What a run would take."""
+    paid = _paid(found.paid)
+    own = set(schemas.EstimateAnswer.model_fields) - {"paid"}
+    summary = (
+        f"The run would take {duration(60 * found.minutes_expected)}, with {number(found.peak_memory_gb)} GB of memory "
+        f"and {number(found.disk_gb)} GB of disk. {found.basis_sentence} "
+    )
+    if paid is None:
+        summary += "It costs $0.00: its teacher is a local model."
+        agreed = "if they agree"
+    else:
+        summary += (
+            f"Its teacher {paid.model} is expected to cost {dollars(paid.pays_usd)}, at worst "
+            f"{dollars(paid.pays_at_most_usd)}, of a budget of {dollars(paid.budget_usd)}. {paid.coverage}"
+        )
+        agreed = "if they agree to the cost and have checked the provider's terms themselves"
     return schemas.EstimateAnswer(
-        summary=f"The run would take {duration(60 * found.minutes_expected)} and cost {found.cost_usd:.2f} dollars, "
-        f"with {number(found.peak_memory_gb)} GB of memory and {number(found.disk_gb)} GB of disk. "
-        f"{found.basis_sentence}",
-        next_step="Tell the user; if they agree call start_distillation with the same arguments and a "
-        "client_request_id.",
-        **{name: tidy(getattr(found, name)) for name in schemas.EstimateAnswer.model_fields if hasattr(found, name)},
+        summary=summary,
+        next_step=f"Tell the user; {agreed}, call start_distillation with the same arguments and a client_request_id.",
+        paid=paid,
+        **{name: tidy(getattr(found, name)) for name in own if hasattr(found, name)},
+    )
+
+
+def _paid(found: PaidEstimate | None) -> schemas.PaidEntry | None:
+    """The paid teacher's part, rounded."""
+    if found is None:
+        return None
+    own = set(schemas.PaidEntry.model_fields) - {"chosen", "methods"}
+    return schemas.PaidEntry(
+        **{name: tidy(getattr(found, name)) for name in own},
+        chosen=_method_cost(found.chosen),
+        methods=[_method_cost(method) for method in found.methods],
+    )
+
+
+def _method_cost(found: MethodCost) -> schemas.MethodCostEntry:
+    return schemas.MethodCostEntry(
+        **{name: tidy(getattr(found, name)) for name in schemas.MethodCostEntry.model_fields}
     )
 
 
@@ -143,8 +176,8 @@ def started(row: RunRow) -> schemas.StartAnswer:
 
 def waited(row: RunRow, timeout_seconds: float) -> schemas.WaitAnswer:
     """The status after a wait."""
-    timed_out = row.state not in END_STATES
-    return schemas.WaitAnswer(**run_status(row).model_dump(), timed_out=timed_out, timeout_applied_s=timeout_seconds)
+    status = run_status(row).model_dump()
+    return schemas.WaitAnswer(**status, timed_out=row.state not in END_STATES, timeout_applied_s=timeout_seconds)
 
 
 def metric_lines(
@@ -212,13 +245,14 @@ def stopped(row: RunRow) -> schemas.StopAnswer:
 def resumed(row: RunRow) -> schemas.ResumeAnswer:
     """A run that goes on."""
     queued = f" It is queued at position {row.queue_position}." if row.queue_position else ""
+    from_step = checkpoint_step(row)
     return schemas.ResumeAnswer(
         status="success",
-        summary=f"Run {row.run_id} goes on from step {row.step} of {row.total_steps} in the background.{queued}",
+        summary=f"Run {row.run_id} goes on from step {from_step} of {row.total_steps} in the background.{queued}",
         next_step=f"Call wait_for_run with run_id {row.run_id} until it has ended.",
         run_id=row.run_id,
         state=row.state,
-        from_step=row.step,
+        from_step=from_step,
         queue_position=row.queue_position,
         total_steps=row.total_steps,
         message=tidy(row.message) or f"State: {row.state}.",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, Strict, ValidationError
+from pydantic import BaseModel, Field, Strict, ValidationError, model_validator
 
 from opd_core.comparison import MAX_CANDIDATES, Candidate
 from opd_core.config import Frozen, RunConfig, config_error, explain_validation, parse_config
@@ -100,9 +100,44 @@ class CompareArguments(Frozen):
         None, ge=1, le=10_000, description="Most held-out prompts; left out: as many as the run's evaluations use."
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the confidence intervals and the samples shown.")
+    judge: bool = Field(
+        False, description="Also let a paid text teacher judge the answers, blindly; needs judge_budget_usd."
+    )
+    judge_budget_usd: float | None = Field(
+        None, gt=0.0, le=1e6, description="Most the judging may spend: a budget of its own that the user agreed to."
+    )
+    judge_model_id: str | None = Field(
+        None, min_length=1, max_length=200, description="The judge; left out: the run's remote teacher, or the usual."
+    )
     timeout_seconds: Seconds = Field(
         DEFAULT_WAIT_SECONDS, description=f"Longest wait for the result; at most {MAX_WAIT_SECONDS:g}."
     )
+
+    @model_validator(mode="after")
+    def _judging_has_a_budget(self) -> CompareArguments:
+        if self.judge and self.judge_budget_usd is None:
+            raise ValueError(
+                "judge true needs judge_budget_usd: ask the user how many dollars the judging may spend (each held-out "
+                "prompt takes two calls a candidate)"
+            )
+        if not self.judge and (self.judge_budget_usd is not None or self.judge_model_id is not None):
+            raise ValueError("judge_budget_usd and judge_model_id are for judging; give judge true, or leave them out")
+        return self
+
+
+class ProbeArguments(Frozen):
+    """A probe to start (`config`: the fields of a run, given side by side with the others), or one to fetch."""
+
+    job_id: str | None = Field(
+        None, min_length=1, max_length=64, description="Fetch a probe started before; nothing else is needed."
+    )
+    timeout_seconds: Seconds = Field(
+        DEFAULT_WAIT_SECONDS, description=f"Longest wait for the result; at most {MAX_WAIT_SECONDS:g}."
+    )
+    config: RunConfig | None = None
+
+
+OWN_PROBE_ARGUMENTS = frozenset(ProbeArguments.model_fields) - {"config"}
 
 
 def parse_arguments(model: type[BaseModel], arguments: Mapping[str, Any]) -> BaseModel:
@@ -114,6 +149,12 @@ def parse_arguments(model: type[BaseModel], arguments: Mapping[str, Any]) -> Bas
     given = _undo_json_strings(model, arguments)
     if model is RunConfig:
         return parse_config(given)
+    if model is ProbeArguments:
+        run = {name: given.pop(name) for name in list(given) if name not in OWN_PROBE_ARGUMENTS}
+        if given.get("job_id") is None:
+            given["config"] = parse_config(run)
+        elif run:
+            raise config_error([f"job_id fetches a probe that was started before; leave out {', '.join(run)}"])
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -141,12 +182,26 @@ def _takes_text(schema: dict[str, Any] | None) -> bool:
 @cache
 def input_schema(model: type[BaseModel]) -> dict[str, Any]:
     """The slim schema of a model: no titles, no anyOf-null, no null defaults, references written out."""
+    if model is ProbeArguments:
+        return _probe_schema()
     full = model.model_json_schema()
     definitions = full.pop("$defs", {})
     full.pop("description", None)
     schema: dict[str, Any] = slim(full, definitions)
     schema.setdefault("properties", {})
     return schema
+
+
+def _probe_schema() -> dict[str, Any]:
+    """The fields of a run are described by start_distillation; here their types are enough."""
+    run, own = input_schema(RunConfig), ProbeArguments.model_json_schema()["properties"]
+    fields = {name: _undescribed(field) for name, field in run["properties"].items()}
+    mine = {name: slim(own[name], {}) for name in ProbeArguments.model_fields if name in OWN_PROBE_ARGUMENTS}
+    return {**run, "properties": {**mine, **fields}, "required": []}
+
+
+def _undescribed(schema: Any) -> Any:
+    return {key: value for key, value in schema.items() if key != "description"}
 
 
 def slim(schema: Any, definitions: Mapping[str, Any]) -> Any:

@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     status = _add(commands, "status", _status, "show a run: the current one, else the latest")
     status.add_argument("run_id", nargs="?", metavar="RUN_ID", help="a run's id or a unique beginning of it")
     _add(commands, "doctor", _doctor, "check this machine, its settings and how fast the server answers")
+    unfreeze = _add(commands, "unfreeze", _unfreeze, "admit paid calls again after a bill above its reservation")
+    unfreeze.add_argument("scope", metavar="SCOPE", help="a run id, or a month such as month:2026-11")
+    unfreeze.add_argument("--why", required=True, help="what you compared with the provider's usage page")
     gguf = _add(commands, "import-gguf", _import_gguf, "turn a Llama-architecture GGUF file into an MLX model folder")
     gguf.add_argument("file", type=Path, metavar="FILE", help="the GGUF file")
     gguf.add_argument("folder", type=Path, metavar="DIR", help="the model folder to make; it must not exist yet")
@@ -84,6 +87,19 @@ def _serve(_: argparse.Namespace) -> int:
             "Serving MCP on standard input; connect an assistant to it (README.md), or press Ctrl-C.", file=sys.stderr
         )
     server.run("stdio")
+    return 0
+
+
+def _unfreeze(options: argparse.Namespace) -> int:
+    """For a person alone: no tool can lift a freeze."""
+    import getpass
+
+    from opd_core.money.ledger import Ledger
+    from server.settings import read_settings
+
+    ledger = Ledger(read_settings().home.database, month_limit_pico=0)
+    ledger.unfreeze(options.scope, why=options.why, by_whom=getpass.getuser())
+    print(f"Paid calls of {options.scope} are admitted again.")
     return 0
 
 

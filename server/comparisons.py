@@ -8,9 +8,10 @@ from typing import Any
 
 from opd_core.state.rows import RunRow
 from opd_core.types import END_STATES
-from server.present import number, percent, status_summary, tidy
+from server.budgets import dollars
+from server.present import number, percent, status_next_step, status_summary, tidy
 from server.replies import MAX_DATA_BYTES, data_bytes
-from server.schemas import CompareAnswer, ComparisonRow, ComparisonSample, Figure
+from server.schemas import CompareAnswer, ComparisonRow, ComparisonSample, Figure, JudgedEntry, JudgeEntry
 
 SAMPLE_LIMITS = (400, 200, 100)
 TEXT_SAMPLES = 2
@@ -21,13 +22,14 @@ def compared(row: RunRow, result: Mapping[str, Any] | None, timeout_seconds: flo
     """The answer for a comparison job; `result` is what its worker wrote, when it has completed."""
     if result is None:
         return _unfinished(row, timeout_seconds)
-    better = [entry["name"] for entry in result["rows"] if entry["verdict"] == "better"]
+    better = [tidy(entry["name"], 64) for entry in result["rows"] if entry["verdict"] == "better"]
     winner = f"{' and '.join(better)} is shown to be better" if better else "no candidate is shown to be better"
+    more = "" if result["primary_metric"] else " To tell better from worse, call it again with judge true and a budget."
     answer = CompareAnswer(
         status="completed",
         summary=tidy(result["summary"], 1500),
         next_step=f"Tell the user the table; {winner} than {tidy(result['reference'], 64)}. Use a row's adapter_path "
-        "with mlx_lm --adapter-path, or call start_distillation with it as student_adapter_path to go on.",
+        "with mlx_lm --adapter-path, or call start_distillation with it as student_adapter_path to go on." + more,
         job_id=row.run_id,
         run_id=result["run_id"],
         state=row.state,
@@ -36,6 +38,7 @@ def compared(row: RunRow, result: Mapping[str, Any] | None, timeout_seconds: flo
         reference=tidy(result["reference"], 64),
         teacher_task_score=_figure(result["teacher"]["task_score"]),
         rows=[ComparisonRow(**tidy(entry, 400)) for entry in result["rows"]],
+        judge=None if result.get("judge") is None else JudgeEntry(**tidy(result["judge"], 400)),
         timeout_applied_s=timeout_seconds,
     )
     return _with_samples(answer, result["samples"])
@@ -47,7 +50,7 @@ def _unfinished(row: RunRow, timeout_seconds: float) -> CompareAnswer:
     return CompareAnswer(
         status="failed" if ended else "pending",
         summary=status_summary(row),
-        next_step="Correct what the error names, then call compare_adapters again." if ended else again,
+        next_step=status_next_step(row) if ended else again,
         job_id=row.run_id,
         run_id=tidy(row.config.get("run_id")),
         state=row.state,
@@ -87,12 +90,25 @@ def comparison_facts(answer: CompareAnswer) -> list[str]:
         parts += [f"{number(row.completion_tokens.mean)} tokens"] if row.completion_tokens else []
         parts += [f"verdict: {row.verdict}"] if row.verdict else []
         lines.append(f"- {row.name}: {', '.join(parts)}")
+        lines += [f"- {row.name}, judged blindly: {_judged(row.judged)}"] if row.judged else []
+    if answer.judge is not None:
+        lines.append(
+            f"- judge {answer.judge.name}: {answer.judge.calls} calls, {dollars(answer.judge.cost_usd)}, "
+            f"{answer.judge.cache_hits} answers from the cache{'. ' if answer.judge.note else ''}{answer.judge.note}"
+        )
     if answer.teacher_task_score is not None:
         lines.append(f"- the teacher itself: task score {interval(answer.teacher_task_score, is_share=True)}")
     for sample in answer.samples[:TEXT_SAMPLES]:
         lines.append(f"- sample (data), prompt {_quoted(sample.prompt)}:")
         lines += [f"    {name}: {_quoted(text)}" for name, text in sample.answers.items()]
     return lines + ([f"- {answer.cut}"] if answer.cut else [])
+
+
+def _judged(entry: JudgedEntry) -> str:
+    """`wins 30, ties 5, losses 5; at equal length 81.2 % (66 % to 90 %): better`."""
+    rate = entry.length_controlled_win_rate
+    counts = f"wins {entry.wins}, ties {entry.ties} ({entry.inconsistent} turned with the order), losses {entry.losses}"
+    return counts if rate is None else f"{counts}; at equal length {interval(rate, is_share=True)}: {entry.verdict}"
 
 
 def interval(figure: Figure, is_share: bool = False) -> str:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from opd_core.state.rows import RunRow
 from opd_core.types import END_STATES, clean_text
+from server.budgets import JOB_TOOLS, after_the_budget, budget_entry, money_sentence, why_stopped
 from server.schemas import EvalEntry, RunEntry, RunMetrics, RunStatus
 
-WARNING_SHARE = 0.8
+KIND_NAMES = {"distillation": "Run", "comparison": "Comparison", "probe": "Probe"}
 MAX_ERROR_CHARACTERS = 1500
 MAX_LOG_LINES = 8
 MAX_LOG_CHARACTERS = 240
@@ -54,6 +56,15 @@ def duration(seconds: float | None) -> str:
     return f"about {seconds / 3600:.1f} hours"
 
 
+def moment(iso: str) -> str:
+    """`2026-11-23T13:00:00Z` for the ear: `13:00 UTC on 23 November`."""
+    try:
+        at = datetime.fromisoformat(iso).astimezone(UTC)
+    except ValueError:
+        return clean_text(iso, 40)
+    return f"{at:%H:%M} UTC on {at.day} {at:%B}"
+
+
 def evaluation(line: Mapping[str, Any] | None) -> EvalEntry | None:
     """The main figures of one held-out evaluation line."""
     return None if line is None else EvalEntry(**{name: tidy(line.get(name)) for name in EVAL_FIELDS})
@@ -75,15 +86,8 @@ def seconds_left(row: RunRow) -> float | None:
     return float(round((row.total_steps - row.step) / row.steps_per_second))
 
 
-def budget_flags(row: RunRow) -> tuple[bool, bool]:
-    """Whether four fifths of the run's budget are spent, and whether a call was refused for lack of it."""
-    spent, limit = metrics(row).cumulative_cost_usd, row.config.get("max_budget_usd")
-    return bool(spent and limit and spent >= WARNING_SHARE * limit), row.end_reason == "budget"
-
-
 def run_status(row: RunRow) -> RunStatus:
-    """The whole status of a run or a comparison."""
-    warning, exceeded = budget_flags(row)
+    """The whole status of a run or a job."""
     return RunStatus(
         summary=status_summary(row),
         next_step=status_next_step(row),
@@ -101,8 +105,9 @@ def run_status(row: RunRow) -> RunStatus:
         waiting_reason=tidy(row.waiting_reason),
         wake_at=row.wake_at,
         heartbeat_age_seconds=tidy(row.heartbeat_age_seconds),
-        budget_warning=warning,
-        budget_exceeded=exceeded,
+        budget=budget_entry(row),
+        budget_warning=row.budget_warning,
+        budget_exceeded=row.budget_exceeded,
         error_message=tidy(row.error_message, MAX_ERROR_CHARACTERS),
         log_tail=[clean_text(line, MAX_LOG_CHARACTERS) for line in row.last_log_lines[-MAX_LOG_LINES:]],
         checkpoint_path=row.checkpoint_path,
@@ -129,24 +134,29 @@ def progress_line(row: RunRow) -> str:
 
 def status_summary(row: RunRow) -> str:
     """What a run is doing or how it ended, in one or two sentences."""
-    name = f"{'Run' if row.kind == 'distillation' else 'Comparison'} {row.run_id}"
+    name = f"{KIND_NAMES[row.kind]} {row.run_id}"
     where = f" at step {row.step} of {row.total_steps}" if row.total_steps else ""
     sentences = {
         "queued": f"{name} waits in the queue at position {row.queue_position or 1}.",
         "preparing": f"{name} is being prepared ({row.phase or 'starting'}).",
         "running": f"{name} is running{where} ({row.phase or 'working'}){_time_left(row)}.",
-        "waiting": f"{name} waits: {tidy(row.waiting_reason) or 'reason not recorded'}{_wake(row)}.",
+        "waiting": f"{name} waits: {_waiting_reason(row)}{_wake(row)}. It goes on by itself.",
         "stopping": f"{name} is stopping{where}.",
-        "completed": f"{name} completed{where}{_gain(row)}.",
-        "stopped": f"{name} was stopped{where} ({_reason(row)}){_gain(row)}.",
+        "completed": f"{name} completed{where}{_early(row)}{_gain(row)}.",
+        "stopped": f"{name} stopped{where} {why_stopped(row)}{_gain(row)}.",
         "failed": f"{name} failed{where}: {tidy(row.error_message) or 'no message was recorded'}",
         "interrupted": f"{name} was interrupted{where}: its worker process died.",
     }
-    return sentences[row.state]
+    return sentences[row.state] + money_sentence(row)
 
 
-def _reason(row: RunRow) -> str:
-    return (row.end_reason or "no reason recorded").replace("_", " ")
+def _early(row: RunRow) -> str:
+    """Why a run completed before its last step."""
+    return f", stopped early: {tidy(row.message).rstrip('.')}" if row.end_reason == "early_stop" else ""
+
+
+def _waiting_reason(row: RunRow) -> str:
+    return (tidy(row.waiting_reason) or "reason not recorded").rstrip(".")
 
 
 def _time_left(row: RunRow) -> str:
@@ -155,7 +165,7 @@ def _time_left(row: RunRow) -> str:
 
 
 def _wake(row: RunRow) -> str:
-    return f", until {row.wake_at}" if row.wake_at else ""
+    return f", until {moment(row.wake_at)}" if row.wake_at else ""
 
 
 def _gain(row: RunRow) -> str:
@@ -177,14 +187,29 @@ def status_next_step(row: RunRow) -> str:
     """The call that makes sense now."""
     if row.state not in END_STATES:
         return f"Call wait_for_run with run_id {row.run_id} to follow it; stop_distillation ends it."
-    if row.kind == "comparison":
-        done = row.state == "completed"
-        again = f"Call compare_adapters with job_id {row.run_id} to read the result."
-        return again if done else "Correct what the error names, then call compare_adapters again."
+    tool = JOB_TOOLS.get(row.kind)
+    if tool is not None and row.state == "completed":
+        return f"Call {tool} with job_id {row.run_id} to read the result."
     if row.state == "completed":
         return f"Call compare_adapters with run_id {row.run_id} to see whether the adapter is better than the base."
+    if row.end_reason == "budget":
+        return after_the_budget(row)
+    if row.end_reason == "teacher_refused":
+        return (
+            "Tell the user what the message says. Do not resume it as it is: a new run with a local teacher needs "
+            "nobody's permission."
+        )
+    if tool is not None:
+        return f"Correct what the error names, then call {tool} again."
     correct = "Correct what the error names, then call" if row.state == "failed" else "Call"
-    return f"{correct} resume_distillation with run_id {row.run_id} to go on from its last checkpoint."
+    where = "from its last checkpoint" if row.checkpoint_path else "from the start; it has no checkpoint yet"
+    return f"{correct} resume_distillation with run_id {row.run_id} to go on {where}."
+
+
+def checkpoint_step(row: RunRow) -> int:
+    """The step a resumed run goes on from: that of its newest checkpoint, else 0."""
+    name = row.checkpoint_path.rpartition("step_")[2] if row.checkpoint_path else ""
+    return int(name) if name.isdecimal() else 0
 
 
 def run_entry(row: RunRow) -> RunEntry:

@@ -11,13 +11,16 @@ from typing import Any, TypeVar
 
 from mcp_types import CallToolResult, TextContent
 
-from server.present import duration, number, percent
+from server.budgets import dollars
+from server.present import duration, moment, number, percent
 from server.schemas import (
     Answer,
+    BudgetEntry,
     Entry,
     EstimateAnswer,
     EvalEntry,
     ModelsAnswer,
+    PaidEntry,
     RunsAnswer,
     RunStatus,
     Scalar,
@@ -101,8 +104,34 @@ def estimate_facts(answer: EstimateAnswer) -> list[str]:
         f"- time: {duration(60 * answer.minutes_low)} to {duration(60 * answer.minutes_high)} ({answer.basis})",
         f"- memory at the peak {number(answer.peak_memory_gb)} GB, disk {number(answer.disk_gb)} GB",
         f"- prompts: {answer.train_prompts} to train on, {answer.held_out_prompts} held out",
+        *paid_lines(answer.paid),
         *(f"- note: {note}" for note in answer.notes),
         *(f"- warning: {warning}" for warning in answer.warnings),
+    ]
+
+
+def paid_lines(paid: PaidEntry | None) -> list[str]:
+    """Dollars: of the run itself with the batch option, what else the budget meets, and of the other methods."""
+    if paid is None:
+        return []
+    chosen = paid.chosen
+    lines = [
+        f"- money: expected {dollars(paid.pays_usd)}, at worst {dollars(paid.pays_at_most_usd)}; one call reserves up "
+        f"to {dollars(chosen.largest_call_usd)}; {dollars(paid.month_left_usd)} left of this month's budget",
+        f"- teacher: about {chosen.calls:,} calls, {chosen.cache_hits:,} answers from the cache, "
+        f"{chosen.input_tokens:,} tokens in, {chosen.output_tokens:,} out (prices of version {paid.prices_version})",
+    ]
+    if chosen.batch_expected_usd is not None:
+        lines.append(
+            f"- with teacher_batch_api: expected {dollars(chosen.batch_expected_usd)}, at worst "
+            f"{dollars(chosen.batch_worst_usd)}, but hours of waiting"
+        )
+    if paid.uncovered_usd:
+        lines.append(f"- not covered by the budget: {dollars(paid.uncovered_usd)} of what is expected")
+    return lines + [
+        f"- {' '.join(filter(None, (method.method, method.guidance_level)))}: expected "
+        f"{dollars(method.expected_usd)}, at worst {dollars(method.worst_usd)}"
+        for method in paid.methods
     ]
 
 
@@ -119,15 +148,30 @@ def status_facts(answer: RunStatus) -> list[str]:
     }
     known = [f"{name} {number(value)}" for name, value in figures.items() if value is not None]
     lines += ["- training: " + ", ".join(known)] if known else []
+    if now.teacher_api_calls is not None and answer.budget is not None:
+        lines.append(f"- teacher: {now.teacher_api_calls:,} calls, {now.teacher_cache_hits or 0:,} from the cache")
     lines += _evaluation_lines(answer)
-    lines += [f"- spent: {answer.metrics.cumulative_cost_usd:.2f} dollars"] if now.cumulative_cost_usd else []
-    lines += ["- budget: four fifths are spent"] if answer.budget_warning else []
-    lines += ["- budget: used up"] if answer.budget_exceeded else []
+    if answer.state == "waiting" and answer.wake_at:
+        lines.append(f"- waiting until {moment(answer.wake_at)} for: {answer.waiting_reason or 'reason not recorded'}")
+    lines += budget_lines(answer.budget, answer.budget_warning)
+    lines += ["- budget: a call was refused for lack of it"] if answer.budget_exceeded else []
     lines += [f"- error: {answer.error_message}"] if answer.error_message else []
     lines += [f"- log (data): {line}" for line in answer.log_tail]
     lines += [f"- checkpoint: {answer.checkpoint_path}"] if answer.checkpoint_path else []
     lines += [f"- adapter: {answer.final_adapter_path}"] if answer.final_adapter_path else []
     return lines
+
+
+def budget_lines(budget: BudgetEntry | None, is_near_limit: bool = False) -> list[str]:
+    """Spent, reserved and left, with a warning at four fifths."""
+    if budget is None:
+        return []
+    lines = [
+        f"- budget: {dollars(budget.spent_usd)} spent and {dollars(budget.reserved_usd)} reserved of "
+        f"{dollars(budget.limit_usd)} ({number(budget.used_pct)} %)"
+    ]
+    lines += ["- warning: four fifths of the budget are used"] if is_near_limit else []
+    return lines + (["- paid calls are frozen: only a person can lift that"] if budget.frozen else [])
 
 
 def _evaluation_lines(answer: RunStatus) -> list[str]:

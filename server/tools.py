@@ -26,6 +26,7 @@ from server.arguments import (
     MetricsArguments,
     ModelsArguments,
     NoArguments,
+    ProbeArguments,
     ResumeArguments,
     RunArguments,
     StopArguments,
@@ -34,6 +35,7 @@ from server.arguments import (
 from server.comparisons import compared, comparison_facts
 from server.faults import record_fault
 from server.present import run_status
+from server.probes import probe_facts, probed
 from server.replies import (
     estimate_facts,
     models_facts,
@@ -93,6 +95,17 @@ class Tools:
     async def estimate_cost(self, arguments: RunConfig) -> Annotated[CallToolResult, schemas.EstimateAnswer]:
         answer = answers.estimate(await _thread(self.cases.estimate, arguments))
         return reply(answer, estimate_facts(answer))
+
+    @plain_errors
+    async def probe_teacher(
+        self, arguments: ProbeArguments, context: Context
+    ) -> Annotated[CallToolResult, schemas.ProbeAnswer]:
+        seconds = min(arguments.timeout_seconds, MAX_WAIT_SECONDS)
+        job_id = arguments.job_id or (await _thread(self.cases.start_probe, arguments.config)).run_id
+        row = await self._wait(job_id, seconds, context)
+        result = await _thread(self.cases.probe_result, row.run_id) if row.state == "completed" else None
+        answer = probed(row, result, seconds)
+        return reply(answer, probe_facts(answer))
 
     @plain_errors
     async def start_distillation(self, arguments: RunConfig) -> Annotated[CallToolResult, schemas.StartAnswer]:

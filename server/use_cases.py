@@ -57,6 +57,8 @@ class UseCases(Protocol):
     ) -> RunRow: ...
     def start_comparison(self, arguments: CompareArguments) -> RunRow: ...
     def comparison_result(self, job_id: str) -> dict[str, Any]: ...
+    def start_probe(self, config: RunConfig) -> RunRow: ...
+    def probe_result(self, job_id: str) -> dict[str, Any]: ...
 
 
 class HomeUseCases:
@@ -85,15 +87,15 @@ class HomeUseCases:
 
     @cached_property
     def _runs(self) -> Runs:
-        from opd_core.control.runs import RunLimits, Runs
+        from opd_core.control.runs import Runs
 
-        return Runs(self.home, RunLimits(roots=self._roots, max_budget_usd=self._settings.max_budget_usd))
+        return Runs(self._settings, self._roots)
 
     def check_setup(self, refresh: bool = False) -> SetupReport:
         """Look at machine, home and packages; measures the BLAS when that was not done before."""
         from opd_core.control.setup_check import check_setup
 
-        return check_setup(self.home, roots=self._roots, refresh=refresh)
+        return check_setup(self._settings, roots=self._roots, refresh=refresh)
 
     def list_models(self) -> LocalModels:
         """Models and adapters on this machine."""
@@ -108,7 +110,7 @@ class HomeUseCases:
 
         store = RunStore(self.home.database)
         try:
-            return estimate(config, self.home, store, roots=self._roots, max_budget_usd=self._settings.max_budget_usd)
+            return estimate(config, store, roots=self._roots, settings=self._settings)
         finally:
             store.close()
 
@@ -151,20 +153,34 @@ class HomeUseCases:
 
         run = self._runs.status(arguments.run_id) if arguments.run_id else self._latest_finished()
         if run.kind != "distillation":
-            raise StateError(f"{run.run_id} is a comparison; give it as job_id to read its result.")
+            raise StateError(f"{run.run_id} is a {run.kind}; give it as job_id to read its result.")
         candidates = arguments.candidates or default_candidates(parse_config(run.config), run.final_adapter_path)
         names = [candidate.name for candidate in candidates]
         if len(set(names)) < len(names):
             raise StateError(f"Two candidates have the same name ({', '.join(names)}). Name each one differently.")
         return self._runs.start_comparison(
             ComparisonSpec(
-                run_id=run.run_id, candidates=candidates, max_samples=arguments.max_samples, seed=arguments.seed
+                run_id=run.run_id,
+                candidates=candidates,
+                max_samples=arguments.max_samples,
+                seed=arguments.seed,
+                judge=arguments.judge,
+                judge_budget_usd=arguments.judge_budget_usd,
+                judge_model_id=arguments.judge_model_id,
             )
         )
 
     def comparison_result(self, job_id: str) -> dict[str, Any]:
         """What a completed comparison found."""
         return self._runs.comparison_result(job_id)
+
+    def start_probe(self, config: RunConfig) -> RunRow:
+        """Queue a probe of what a text teacher's guidance does for a student."""
+        return self._runs.start_probe(config)
+
+    def probe_result(self, job_id: str) -> dict[str, Any]:
+        """What a completed probe found."""
+        return self._runs.probe_result(job_id)
 
     def _latest_finished(self) -> RunRow:
         rows, cursor = self._runs.list(limit=LOOK_BACK)

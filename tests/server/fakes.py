@@ -41,6 +41,8 @@ class FakeUseCases:
     settings_problems: tuple[Problem, ...] = ()
     error: Exception | None = None
     next_cursor: str | None = None
+    probe: dict[str, Any] = field(default_factory=dict)
+    estimated: Estimate = field(default_factory=make_estimate)
     home: HomePaths = field(default_factory=lambda: HomePaths(Path("/nowhere/opd")))
     asked: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -64,7 +66,7 @@ class FakeUseCases:
 
     def estimate(self, config: RunConfig) -> Estimate:
         self._note("estimate", config)
-        return make_estimate()
+        return self.estimated
 
     def start(self, config: RunConfig) -> RunRow:
         self._note("start", config)
@@ -97,6 +99,14 @@ class FakeUseCases:
     def start_comparison(self, arguments: CompareArguments) -> RunRow:
         self._note("start_comparison", arguments)
         return self.rows[0]
+
+    def start_probe(self, config: RunConfig) -> RunRow:
+        self._note("start_probe", config)
+        return self.rows[0]
+
+    def probe_result(self, job_id: str) -> dict[str, Any]:
+        self._note("probe_result", job_id)
+        return self.probe
 
     def comparison_result(self, job_id: str) -> dict[str, Any]:
         self._note("comparison_result", job_id)

@@ -7,6 +7,7 @@ from typing import Any
 
 from opd_core.blas import BlasReport
 from opd_core.control.estimate import Estimate
+from opd_core.control.estimate_paid import MethodCost, PaidEstimate
 from opd_core.control.machine import Memory
 from opd_core.control.models import LocalModels
 from opd_core.control.setup_check import SetupProblem, SetupReport
@@ -101,6 +102,32 @@ def make_estimate(**changes: Any) -> Estimate:
     return replace(estimate, **changes)
 
 
+def make_paid(**changes: Any) -> PaidEstimate:
+    """What a paid teacher of that run would cost."""
+    chosen = MethodCost("contrast", None, 72, 8, 51_000, 9_000, 0.19123456, 2.5, 25 * 10**11, 0.0956, 1.25, 0.0312)
+    probe = replace(chosen, method="probe", expected_usd=0.08, worst_usd=1.6)
+    paid = PaidEstimate(
+        model="claude-sonnet-5-5",
+        prices_version="2026-10-25",
+        chosen=chosen,
+        methods=(probe, chosen),
+        pays_usd=chosen.expected_usd,
+        pays_at_most_usd=chosen.worst_usd,
+        budget_usd=0.1,
+        month_left_usd=7.5,
+        uncovered_usd=0.0912,
+        coverage="The budget of $0.10 covers about 52 % of the calls that are expected.",
+        notes=(),
+    )
+    return replace(paid, **changes)
+
+
+def paid(*, limit: float = 10.0, spent: float = 0.0, reserved: float = 0.0, **changes: Any) -> dict[str, Any]:
+    """What the ledger adds to a row, in dollars."""
+    near = spent + reserved >= 0.8 * limit
+    return {"budget_usd": limit, "spent_usd": spent, "reserved_usd": reserved, "budget_warning": near, **changes}
+
+
 def make_report(**changes: Any) -> SetupReport:
     """A machine on which nothing is wrong."""
     report = SetupReport(
@@ -153,6 +180,58 @@ COMPARED: dict[str, Any] = {
             "reference": None,
             "answers": {"base": "x" * 400, "distilled": "y" * 400},
             "teacher": "z",
+        }
+    ],
+}
+JUDGED: dict[str, Any] = {
+    "win_rate": 0.85,
+    "length_controlled_win_rate": {"mean": 0.81234, "low": 0.66, "high": 0.9},
+    "wins": 30,
+    "losses": 2,
+    "ties": 8,
+    "inconsistent": 3,
+    "pairs": 40,
+    "unusable": 0,
+    "verdict": "better",
+}
+PROBED: dict[str, Any] = {
+    "measure": "task_score",
+    "held_out_prompts": 24,
+    "method": "coach",
+    "guidance_level": "examples",
+    "reason": "method coach at level examples: examples 0.00 → 1.00.",
+    "cost_usd": 0.01234567,
+    "levels": [
+        {
+            "level": level,
+            "score_without": 0.0,
+            "score_with": gap,
+            "gap": {"mean": gap, "low": gap, "high": gap},
+            "pairs": 24,
+            "verdict": "better" if gap else "no difference shown",
+            "completion_tokens_mean": 11.5,
+            "cost_usd": 0.004,
+            "calls": 4,
+            "cache_hits": 0,
+            "seconds": 3.2,
+            "note": "",
+        }
+        for level, gap in [("examples", 1.0), ("lesson", 0.0)]
+    ]
+    + [
+        {
+            "level": "critique",
+            "score_without": None,
+            "score_with": None,
+            "gap": None,
+            "pairs": 0,
+            "verdict": None,
+            "completion_tokens_mean": None,
+            "cost_usd": 0.0,
+            "calls": 0,
+            "cache_hits": 0,
+            "seconds": 0.0,
+            "note": "not measured: the budget is used up",
         }
     ],
 }

@@ -37,6 +37,8 @@ GOOD: dict[str, Any] = {"base_model_path": "tiny", "prompts_path": "/p.txt"}
         ("list_runs", {"limit": 0}, "limit is 0"),
         ("resume_distillation", {"confirmed": "yes"}, "confirmed is the text 'yes'"),
         ("compare_adapters", {"candidates": [{"path": "/a"}]}, "candidates.0"),
+        ("compare_adapters", {"judge": True}, "judge true needs judge_budget_usd: ask the user"),
+        ("compare_adapters", {"judge_budget_usd": 1.0}, "give judge true"),
         ("start_distillation", {**GOOD, "learnin_rate": 1}, "did you mean 'learning_rate'"),
         ("start_distillation", {**GOOD, "max_budget_usd": -1}, "max_budget_usd is -1"),
         ("estimate_cost", {**GOOD, "batch_size": "four"}, "batch_size is the text 'four'"),

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from opd_core.types import RunState
-from server.present import budget_flags, duration, progress_line, run_status, seconds_left, tidy
-from tests.server.records import BASELINE, completed, make_row
+from server.budgets import dollars
+from server.present import duration, moment, progress_line, run_status, seconds_left, tidy
+from tests.server.records import BASELINE, completed, make_row, paid
 
 
 @pytest.mark.parametrize(
@@ -18,10 +19,10 @@ from tests.server.records import BASELINE, completed, make_row
         ("queued", "waits in the queue at position 3", "wait_for_run"),
         ("preparing", "is being prepared (rollout)", "wait_for_run"),
         ("running", "is running at step 12 of 30 (rollout), about 3 minutes left", "wait_for_run"),
-        ("waiting", "waits: disk is full, until 2026-11-23T13:00:00Z", "wait_for_run"),
+        ("waiting", "waits: disk is full, until 13:00 UTC on 23 November. It goes on by itself.", "wait_for_run"),
         ("stopping", "is stopping at step 12 of 30", "wait_for_run"),
         ("completed", "completed at step 12 of 30", "compare_adapters"),
-        ("stopped", "was stopped at step 12 of 30 (by user)", "resume_distillation"),
+        ("stopped", "stopped at step 12 of 30 (by user)", "resume_distillation"),
         ("failed", "failed at step 12 of 30: no memory", "resume_distillation"),
         ("interrupted", "was interrupted at step 12 of 30", "resume_distillation"),
     ],
@@ -63,18 +64,82 @@ def test_time_left_is_known_only_while_steps_are_measured(changes: dict[str, Any
     assert seconds_left(make_row(**changes)) == expected
 
 
+@pytest.mark.parametrize(("spent", "reserved", "expected"), [(7.9, 0.0, False), (7.0, 1.0, True), (10.0, 0.0, True)])
+def test_budget_is_warned_of_at_four_fifths_spent_or_reserved(spent: float, reserved: float, expected: bool) -> None:
+    status = run_status(make_row(**paid(limit=10.0, spent=spent, reserved=reserved)))
+    assert status.budget_warning is expected and ("Four fifths" in status.summary) is expected
+    assert status.budget is not None and status.budget.left_usd == pytest.approx(10.0 - spent - reserved)
+    assert not status.budget_exceeded
+
+
+def test_a_run_that_costs_nothing_speaks_of_no_money() -> None:
+    status = run_status(completed())
+    assert status.budget is None and not status.budget_warning and "$" not in status.summary
+
+
+def stopped_for(message: str = "", **changes: Any) -> Any:
+    end = {"state": "stopped", "end_reason": "budget", "budget_exceeded": True, "final_adapter_path": "/a"}
+    return make_row(**{**paid(), **end, "message": message, **changes})
+
+
+def test_a_run_that_used_up_its_budget_says_how_to_go_on() -> None:
+    hits = {"step": 12, "teacher_api_calls": 30, "teacher_cache_hits": 12}
+    status = run_status(stopped_for(latest_metrics=hits, **paid(limit=0.05, spent=0.0491)))
+    assert status.summary == (
+        "Run opd_1 stopped at step 12 of 30 because its budget of $0.05 is used up: the next call could cost more than "
+        "is left; the best adapter so far is kept. It has spent $0.0491 of its budget of $0.05; 12 answers came from "
+        "the cache for nothing."
+    )
+    assert status.budget_exceeded and "Ask the user" in status.next_step
+    assert "resume_distillation with run_id opd_1, a larger max_budget_usd and confirmed=true" in status.next_step
+
+
+def test_a_budget_that_ends_before_anything_was_trained_promises_no_adapter() -> None:
+    status = run_status(stopped_for(final_adapter_path=None, **paid(limit=0.05, spent=0.049)))
+    assert "nothing was trained yet" in status.summary and "the adapter that is kept" not in status.next_step
+
+
+def test_a_months_budget_and_a_freeze_are_told_apart_from_the_runs_own() -> None:
+    month = run_status(stopped_for("... only a person can raise it, with OPD_MONTHLY_BUDGET_USD."))
+    assert "for the month is used up" in month.summary and "OPD_MONTHLY_BUDGET_USD" in month.next_step
+    frozen = run_status(stopped_for(budget_frozen=True))
+    assert "frozen" in frozen.summary and "usage page" in frozen.next_step
+    assert "larger max_budget_usd" not in month.next_step + frozen.next_step
+
+
+def test_a_refusal_of_the_provider_is_not_resumed_as_it_is() -> None:
+    status = run_status(stopped_for(end_reason="teacher_refused"))
+    assert "refuses to help" in status.summary and "Do not resume" in status.next_step
+
+
+def test_a_probe_that_ran_out_of_money_is_asked_for_again() -> None:
+    row = stopped_for(kind="probe", run_id="prb_1", total_steps=0, final_adapter_path=None, **paid(limit=0.01))
+    status = run_status(row)
+    assert status.summary.startswith("Probe prb_1 stopped because its budget of $0.01 is used up: ")
+    assert "it has no result" in status.summary
+    assert "probe_teacher again, a larger max_budget_usd" in status.next_step
+
+
 @pytest.mark.parametrize(
-    ("spent", "reason", "expected"),
+    ("amount", "words"),
     [
-        (7.9, None, (False, False)),
-        (8.0, None, (True, False)),
-        (9.9, "budget", (True, True)),
-        (0.0, None, (False, False)),
+        (0.0, "$0.00"),
+        (0.00001, "less than $0.0001"),
+        (0.0312, "$0.0312"),
+        (0.5, "$0.50"),
+        (4.567, "$4.57"),
+        (1234.5, "$1,234.50"),
+        (0.99996, "$1.00"),
+        (None, "an unknown amount"),
     ],
 )
-def test_budget_is_warned_of_at_four_fifths(spent: float, reason: str | None, expected: tuple[bool, bool]) -> None:
-    row = make_row(latest_metrics={"cumulative_cost_usd": spent}, end_reason=reason)
-    assert budget_flags(row) == expected
+def test_amounts_have_cents_and_small_ones_are_seen(amount: float | None, words: str) -> None:
+    assert dollars(amount) == words
+
+
+def test_a_moment_is_said_for_the_ear_and_a_strange_one_as_it_is() -> None:
+    assert moment("2026-11-03T07:05:00.000Z") == "07:05 UTC on 3 November"
+    assert moment("soon") == "soon"
 
 
 def test_numbers_are_rounded_and_infinities_become_null() -> None:

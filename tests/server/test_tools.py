@@ -17,16 +17,33 @@ from opd_core.errors import HomeError, PromptFileError
 from opd_core.model_files import ModelInfo
 from opd_core.paths import HomePaths
 from server.app import server_for
+from server.arguments import OWN_PROBE_ARGUMENTS
 from server.replies import MAX_RESULT_BYTES
 from server.settings import Problem
-from server.texts import TOOLS
+from server.texts import INSTRUCTIONS, TOOLS
 from tests.server.fakes import ERAS, Era, FakeUseCases, call, data_of, text_of
-from tests.server.records import BLOCKING, COMPARED, CONFIG, completed, make_report, make_row
+from tests.server.records import (
+    BLOCKING,
+    COMPARED,
+    CONFIG,
+    JUDGED,
+    PROBED,
+    completed,
+    make_estimate,
+    make_paid,
+    make_report,
+    make_row,
+    paid,
+)
 
 CALLS: dict[str, tuple[FakeUseCases, dict[str, Any]]] = {
     "check_setup": (FakeUseCases(), {}),
     "list_models": (FakeUseCases(), {}),
     "estimate_cost": (FakeUseCases(), CONFIG),
+    "probe_teacher": (
+        FakeUseCases(rows=[completed(kind="probe", run_id="prb_1", total_steps=0)], probe=PROBED),
+        CONFIG,
+    ),
     "start_distillation": (FakeUseCases(rows=[make_row(state="queued", queue_position=2, step=0)]), CONFIG),
     "get_status": (FakeUseCases(rows=[make_row()]), {}),
     "wait_for_run": (FakeUseCases(rows=[completed()]), {"timeout_seconds": 1}),
@@ -79,7 +96,8 @@ def test_input_schemas_describe_every_field_and_carry_no_framework_noise(era: Er
         async with Client(server_for(FakeUseCases()), mode=era) as client:
             for tool in (await client.list_tools()).tools:
                 for name, field in tool.input_schema["properties"].items():
-                    assert field.get("description"), f"{tool.name}.{name}"
+                    if tool.name != "probe_teacher" or name in OWN_PROBE_ARGUMENTS:  # the rest is a run's
+                        assert field.get("description"), f"{tool.name}.{name}"
                     assert "title" not in field and {"type": "null"} not in field.get("anyOf", [])
                 assert "$ref" not in json.dumps(tool.input_schema)
                 jsonschema.Draft202012Validator.check_schema(tool.input_schema)
@@ -167,6 +185,27 @@ def test_estimate_rounds_its_numbers_and_says_where_they_come_from() -> None:
     assert "learning_rate is high" in text_of(result) and "The minutes are a guess." in data["summary"]
 
 
+def test_a_free_run_says_that_it_costs_nothing() -> None:
+    data = data_of(call(FakeUseCases(), "estimate_cost", CONFIG))
+    assert data["paid"] is None and "It costs $0.00" in data["summary"] and "terms" not in data["next_step"]
+
+
+def test_the_estimate_of_a_paid_run_says_what_is_likely_what_is_worst_and_what_is_not_covered() -> None:
+    result = call(FakeUseCases(estimated=make_estimate(cost_usd=0.19123456, paid=make_paid())), "estimate_cost", CONFIG)
+    data, text = data_of(result), text_of(result)
+    assert "expected to cost $0.1912, at worst $2.50, of a budget of $0.10" in data["summary"]
+    assert "covers about 52 %" in data["summary"] and "checked the provider's terms" in data["next_step"]
+    assert data["paid"]["chosen"]["cache_hits"] == 8 and data["paid"]["methods"][0]["method"] == "probe"
+    for fact in (
+        "one call reserves up to $0.0312; $7.50 left of this month's budget",
+        "about 72 calls, 8 answers from the cache, 51,000 tokens in, 9,000 out",
+        "with teacher_batch_api: expected $0.0956, at worst $1.25",
+        "not covered by the budget: $0.0912",
+        "- probe: expected $0.08, at worst $1.60",
+    ):
+        assert fact in text
+
+
 def test_a_finished_comparison_gives_the_table_the_ceiling_and_escaped_samples() -> None:
     cases, arguments = CALLS["compare_adapters"]
     result = call(cases, "compare_adapters", arguments)
@@ -222,3 +261,44 @@ TRAIN_FIELDS = {
     "kl_loss": 0.12345, "total_loss": 0.12345, "kl_divergence_mean": 0.1, "student_entropy": 1.1, "kl_weight": 1.0,
     "teacher_alignment_pct": 80.12, "tokens_per_second": 55.5, "gradient_norm": 0.77, "truncation_rate": 0.0,
 }  # fmt: skip
+
+
+def test_a_judged_comparison_tells_the_win_rate_at_equal_length_and_what_it_cost() -> None:
+    judge = {"name": "claude-sonnet-5-5", "cost_usd": 0.0213, "calls": 76, "cache_hits": 4, "note": "Not all \x1b."}
+    rows = [COMPARED["rows"][0], {**COMPARED["rows"][1], "judged": JUDGED}]
+    result = {**COMPARED, "rows": rows, "judge": judge}
+    cases = FakeUseCases(rows=[completed(kind="comparison", run_id="cmp_1", total_steps=0)], result=result)
+    answer = call(cases, "compare_adapters", {"judge": True, "judge_budget_usd": 0.1})
+    data, text = data_of(answer), text_of(answer)
+    assert data["rows"][1]["judged"]["length_controlled_win_rate"]["mean"] == 0.8123
+    assert data["rows"][0]["judged"] is None and data["judge"]["calls"] == 76
+    assert "wins 30, ties 8 (3 turned with the order), losses 2; at equal length 81.2 % (66 % to 90 %): better" in text
+    assert "$0.0213" in text and "\x1b" not in text
+    ((_, arguments), *_) = cases.asked
+    assert arguments.judge and arguments.judge_budget_usd == 0.1
+
+
+def test_a_comparison_that_nothing_decides_offers_the_judge() -> None:
+    rows = [{**row, "verdict": None} for row in COMPARED["rows"]]
+    result = {**COMPARED, "rows": rows, "primary_metric": None, "teacher": {"name": "claude", "task_score": None}}
+    cases = FakeUseCases(rows=[completed(kind="comparison", run_id="cmp_1", total_steps=0)], result=result)
+    data = data_of(call(cases, "compare_adapters"))
+    assert "judge true" in data["next_step"] and data["teacher_task_score"] is None
+
+
+def test_status_has_the_budget_in_both_forms() -> None:
+    cases = FakeUseCases(rows=[make_row(**paid(limit=1.0, spent=0.81, reserved=0.05))])
+    result = call(cases, "get_status")
+    data, text = data_of(result), text_of(result)
+    assert data["budget_warning"] and data["budget"]["reserved_usd"] == 0.05 and data["budget"]["used_pct"] == 86.0
+    assert "$0.81 spent and $0.05 reserved of $1.00" in text and "four fifths" in text
+
+
+@pytest.mark.parametrize("name", ["probe_teacher", "start_distillation", "resume_distillation", "compare_adapters"])
+def test_tools_that_may_call_a_provider_say_so(name: str) -> None:
+    assert TOOLS[name].open_world and not TOOLS["estimate_cost"].open_world
+
+
+def test_instructions_speak_of_money_and_stay_short() -> None:
+    assert len(INSTRUCTIONS.encode()) < 2000
+    assert "probe_teacher" in INSTRUCTIONS and "max_budget_usd" in INSTRUCTIONS and "terms" in INSTRUCTIONS

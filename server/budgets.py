@@ -1,0 +1,92 @@
+"""Money in words and figures: how a job's budget stands, why it stopped for money, and what can be done then."""
+
+from __future__ import annotations
+
+from opd_core.state.rows import RunRow
+from opd_core.types import END_STATES
+from server.schemas import BudgetEntry
+
+JOB_TOOLS = {"comparison": "compare_adapters", "probe": "probe_teacher"}
+MONTHLY_SETTING = "OPD_MONTHLY_BUDGET_USD"
+
+
+def dollars(amount: float | None) -> str:
+    """`$4.50`, `$0.0312`: at least cents, and as many places as a small amount needs to be seen."""
+    if amount is None:
+        return "an unknown amount"
+    if amount and amount < 0.0001:
+        return "less than $0.0001"
+    whole, _, fraction = f"{amount:,.{2 if amount >= 1 else 4}f}".partition(".")
+    return f"${whole}.{fraction.rstrip('0'):0<2}"
+
+
+def budget_entry(row: RunRow) -> BudgetEntry | None:
+    """How the ledger has the job's budget; null for a job that cannot spend anything."""
+    limit, used = row.budget_usd, row.spent_usd + row.reserved_usd
+    if limit is None:
+        return None
+    return BudgetEntry(
+        limit_usd=limit,
+        spent_usd=row.spent_usd,
+        reserved_usd=row.reserved_usd,
+        left_usd=max(0.0, limit - used),
+        used_pct=round(100 * used / limit, 2) if limit else 100.0 * (used > 0),
+        frozen=row.budget_frozen,
+    )
+
+
+def why_stopped(row: RunRow) -> str:
+    """The end of `… stopped at step 12 of 30`."""
+    if row.end_reason == "teacher_refused":
+        return f"because the teacher's provider refuses to help with this training; {_kept(row)}"
+    if row.end_reason != "budget":
+        return f"({(row.end_reason or 'no reason recorded').replace('_', ' ')})"
+    if row.budget_frozen:
+        why = "because paid calls are frozen until a person has checked a bill that was higher than its reservation"
+    elif _is_month(row):
+        why = "because the budget of this installation for the month is used up"
+    else:
+        # the reservation of a call is far above its usual price, so there may be something left
+        why = f"because its budget of {dollars(row.budget_usd)} is used up: the next call could cost more than is left"
+    return f"{why}; {_kept(row)}"
+
+
+def _is_month(row: RunRow) -> bool:
+    return MONTHLY_SETTING in row.message
+
+
+def _kept(row: RunRow) -> str:
+    if row.kind != "distillation":
+        return "it has no result"
+    return "the best adapter so far is kept" if row.final_adapter_path else "nothing was trained yet"
+
+
+def money_sentence(row: RunRow) -> str:
+    """How the budget stands, for those who pay."""
+    if row.budget_usd is None or row.state == "queued":
+        return ""
+    hits = (row.latest_metrics or {}).get("teacher_cache_hits")
+    free = f"; {hits:,} answers came from the cache for nothing" if hits else ""
+    spent = f" It has spent {dollars(row.spent_usd)} of its budget of {dollars(row.budget_usd)}{free}."
+    warning = " Four fifths of the budget are used." if row.budget_warning and row.state not in END_STATES else ""
+    return spent + warning
+
+
+def after_the_budget(row: RunRow) -> str:
+    """The next step of a job that stopped for lack of money."""
+    resume = f"resume_distillation with run_id {row.run_id}"
+    if row.kind != "distillation":
+        resume = f"{JOB_TOOLS[row.kind]} again"
+    if row.budget_frozen:
+        return (
+            "Tell the user to compare the provider's usage page with the ledger; only a person can lift the freeze. "
+            f"After that call {resume}."
+        )
+    if _is_month(row):
+        return f"A new month's budget begins on the first (UTC), or a person raises {MONTHLY_SETTING}; then {resume}."
+    confirmed = " and confirmed=true" if row.kind == "distillation" else ""
+    kept = "; or use the adapter that is kept" if row.final_adapter_path else ""
+    return (
+        "Ask the user for a larger budget, naming what was spent. If they agree, call "
+        f"{resume}, a larger max_budget_usd{confirmed}{kept}. Answers already paid for are not paid again."
+    )
