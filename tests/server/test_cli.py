@@ -80,5 +80,6 @@ def test_a_person_lifts_a_freeze_and_only_one_that_is_there(
     ledger.forfeit(call, "dearer than reserved", freeze=True)
     assert ledger.totals("opd_1").frozen
     assert main(["unfreeze", "opd_1", "--why", "looked at the usage page"]) == 0
+    assert capsys.readouterr().out == "Paid calls of opd_1 are admitted again.\n"
     assert not ledger.totals("opd_1").frozen
     assert "not frozen" in refused(["unfreeze", "opd_1", "--why", "again"], capsys)
