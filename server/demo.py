@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,9 @@ def run_demo(console: Console | None = None) -> int:
     Raises:
         OPDError: the home cannot be used, or the demo's model cannot be imported.
     """
-    demo = Demo(RunView(console or Console()), read_settings())
+    # in a pipe or a log there is no width to keep to, and the table reads better unbroken
+    console = console or Console(width=None if sys.stdout.isatty() else 110)
+    demo = Demo(RunView(console), read_settings())
     try:
         demo.prepare()
         return anyio.run(demo.drive)
