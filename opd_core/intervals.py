@@ -76,8 +76,13 @@ def paired_bootstrap(differences: Sequence[float], seed: int) -> Interval:
     return Interval(statistics.fmean(differences), sums[tail] / count, sums[-tail - 1] / count)
 
 
+def differing(differences: Sequence[float]) -> int:
+    """How many pairs differ at all: equal ones say nothing on which of the two is better (as in a sign test)."""
+    return sum(difference != 0 for difference in differences)
+
+
 def verdict(interval: Interval, pairs: int, higher_is_better: bool) -> Verdict:
-    """What a paired interval allows to say about the candidate."""
+    """What a paired interval allows to say about the candidate, of which `pairs` pairs differ."""
     if pairs < MIN_PAIRS or interval.low <= 0 <= interval.high:
         return "no difference shown"
     return "better" if (interval.low > 0) == higher_is_better else "worse"

@@ -105,9 +105,14 @@ class Ledger:
             self.rebuild_check()
         call_id, month = secrets.token_hex(16), self._month()
         with self._database.write() as connection:
-            if postings.limit_of(connection, month) != self._month_limit_pico:
+            known = postings.limit_of(connection, month)
+            if known != self._month_limit_pico:
+                # a freeze does not end with its month: a person has still to look
+                frozen = postings.is_a_month_frozen(connection) if known is None else None
                 postings.change_budget(
-                    connection, month, self._now(), "the setting", "install", limit_pico=self._month_limit_pico
+                    *(connection, month, self._now(), "the setting", "install"),
+                    limit_pico=self._month_limit_pico,
+                    frozen=frozen,
                 )
             columns: dict[str, SqlValue] = {
                 "call_id": call_id, "run_id": run_id, "month": month, "request_key": request_key, "owner": owner,

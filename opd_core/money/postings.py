@@ -34,6 +34,12 @@ def change_budget(
     )
 
 
+def is_a_month_frozen(connection: sqlite3.Connection) -> bool:
+    """Whether any month's budget is frozen."""
+    row = connection.execute("SELECT EXISTS (SELECT 1 FROM budgets WHERE scope LIKE 'month:%' AND frozen)").fetchone()
+    return bool(row[0])
+
+
 def admit_call(connection: sqlite3.Connection, columns: dict[str, SqlValue]) -> None:
     """Insert an open call, which reserves its amount under the limits of `run_id` and `month`.
 

@@ -30,6 +30,7 @@ MAX_ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 600.0  # a longer wait gives the machine back to the queue
 TRY_AGAIN_SECONDS = 300.0  # when all attempts failed for a passing reason
+MAX_RETRY_AFTER_SECONDS = 32 * 86400.0  # no header makes a run wait longer than a month
 
 RELEASED_STATUSES = frozenset({400, 401, 402, 403, 404, 413, 422, 429, 529})
 BUSY_STATUSES = frozenset({429, 529})
@@ -76,9 +77,11 @@ class CallFailed(Exception):
     def as_unavailable(self) -> TeacherUnavailableError:
         """The error for the caller when there is no other attempt."""
         wake = self.wake_in_seconds
-        if self.kind != "final":
+        if self.kind in ("busy", "unreachable"):
             wake = max(self.retry_after or 0.0, TRY_AGAIN_SECONDS)
-        return TeacherUnavailableError(str(self), wake_in_seconds=wake)
+        # an uncertain outcome was charged in full: coming back by itself would spend the budget on nothing
+        advice = "" if wake is not None or self.outcome == "released" else " Look into it, then resume the run."
+        return TeacherUnavailableError(str(self) + advice, wake_in_seconds=wake)
 
 
 def explain(error: Exception, now: datetime, key: ApiKey) -> CallFailed:
@@ -108,7 +111,7 @@ def explain(error: Exception, now: datetime, key: ApiKey) -> CallFailed:
 
 
 def _explain_status(error: anthropic.APIStatusError, now: datetime, key: ApiKey) -> CallFailed:
-    status, code = error.status_code, error.error_code
+    status, code = error.status_code, key.redact(error.error_code) if error.error_code else None
     said = clean_text(key.redact(str(error.api_message or "")), 300)
     outcome: Outcome = "released" if status in RELEASED_STATUSES else "forfeited"
     text, kind, wake = _meaning(status, code, said, now)
@@ -119,7 +122,7 @@ def _explain_status(error: anthropic.APIStatusError, now: datetime, key: ApiKey)
         kind,
         retry_after=retry_after_seconds(error.response.headers, now) if kind == "busy" else None,
         wake_in_seconds=wake,
-        request_id=error.request_id,
+        request_id=key.redact(error.request_id) if error.request_id else None,
         status=status,
     )
 
@@ -136,7 +139,7 @@ def _meaning(status: int, code: str | None, said: str, now: datetime) -> tuple[s
     if status in UNCERTAIN_STATUSES:
         return "The teacher's server failed; the call is charged in full", "uncertain", None
     if status in (408, 409):
-        return "The teacher's server gave the request up; the call is charged in full", "final", TRY_AGAIN_SECONDS
+        return "The teacher's server gave the request up; the call is charged in full", "final", None
     advice = {
         401: "The API key is not accepted. Set ANTHROPIC_API_KEY to a valid one and resume the run",
         402: "The account cannot pay. Settle that in the provider's console and resume the run",
@@ -155,12 +158,13 @@ def retry_after_seconds(headers: httpx2.Headers, now: datetime) -> float | None:
         except (KeyError, ValueError):
             continue
         if 0 <= seconds < float("inf"):
-            return seconds
+            return min(seconds, MAX_RETRY_AFTER_SECONDS)
     try:
         moment = parsedate_to_datetime(headers["retry-after"])
     except (KeyError, ValueError):
         return None
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
+    seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
 
 
 def seconds_to_next_month(now: datetime) -> float:

@@ -9,7 +9,7 @@ under the present weights. Only how the rollouts' random numbers are dealt out d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
@@ -72,23 +72,42 @@ class Ahead:
     def __init__(self, teacher: RememberingTeacher, references: References, wanted: Wanted) -> None:
         self._teacher, self._references, self._wanted = teacher, references, wanted
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ask-ahead")
-        self._asked: list[Future[object]] = []
+        self._asked: list[Future[None]] = []
+        self._has_failed = False
 
     def begin(self, examples: Sequence[PromptExample]) -> None:
         """The step's prompts are known, nothing is written yet."""
         if self._wanted == "references":
-            self._asked.append(self._thread.submit(self._references.texts, examples))
+            self._submit(lambda: self._references.texts(examples))
 
     def written(self, rollouts: Sequence[Rollout]) -> None:
         """A part of the step's rollouts is written."""
         if self._wanted == "guidance":
-            self._asked.append(self._thread.submit(self._teacher.ask_ahead, rollouts))
+            self._submit(lambda: self._teacher.ask_ahead(rollouts))
 
     def join(self) -> None:
-        """Wait for what was asked. Errors are dropped here: the update asks again, and meets them in the open."""
-        for asked in self._asked:
-            asked.exception()
-        self._asked.clear()
+        """Wait for what was asked.
+
+        Raises:
+            OPDError: the first thing that went wrong; nothing more of the step was asked after it.
+        """
+        asked, self._asked = self._asked, []
+        failures = [failure for future in asked if (failure := future.exception()) is not None]
+        self._has_failed = False
+        if failures:
+            raise failures[0]
+
+    def _submit(self, ask: Callable[[], object]) -> None:
+        def run() -> None:
+            if self._has_failed:
+                return  # a refusal or a cap met once is not met again, nor paid for again
+            try:
+                ask()
+            except BaseException:
+                self._has_failed = True
+                raise
+
+        self._asked.append(self._thread.submit(run))
 
     def close(self) -> None:
         """End the thread; what has not been sent yet is not."""

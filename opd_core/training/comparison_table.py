@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from opd_core.intervals import MIN_PAIRS, Interval, mean_interval, paired_bootstrap, verdict, wilson_interval
+from opd_core.intervals import MIN_PAIRS, Interval, differing, mean_interval, paired_bootstrap, verdict, wilson_interval
 from opd_core.training.evaluator import Evaluation, SampleScore
 
 Metric = Literal["task_score", "reverse_kl", "teacher_agreement_pct", "completion_tokens"]
@@ -72,7 +72,7 @@ def difference_entry(candidate: Values, reference: Values, metric: Metric, seed:
         return None
     interval = paired_bootstrap(differences, seed)
     higher_is_better = HIGHER_IS_BETTER[metric]
-    words = None if higher_is_better is None else verdict(interval, len(differences), higher_is_better)
+    words = None if higher_is_better is None else verdict(interval, differing(differences), higher_is_better)
     return {**_bounds(interval), "pairs": len(differences), "verdict": words}
 
 

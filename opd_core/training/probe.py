@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from opd_core.config import RunConfig
 from opd_core.errors import BudgetExceededError, BudgetFrozenError, ConfigError
 from opd_core.guidance import JudgePair
-from opd_core.intervals import Interval, Verdict, paired_bootstrap, verdict
+from opd_core.intervals import Interval, Verdict, differing, paired_bootstrap, verdict
 from opd_core.prompt_files import PromptExample
 from opd_core.training.answers import AnswerRule
 from opd_core.training.coach_update import LEVELS, BuildCoach, GuidanceLevel, GuidedTeacher
@@ -144,6 +144,8 @@ class Probe:
             try:
                 found = self._measure(level)
             except (BudgetExceededError, BudgetFrozenError) as error:
+                if not any(result.gap is not None for result in results):
+                    raise  # nothing was measured, so there is nothing to recommend
                 note = f"not measured: {clean_text(str(error), 300)}"
                 results += [LevelResult(left_out, note=note) for left_out in levels[number:]]
                 break
@@ -177,14 +179,15 @@ class Probe:
         }
         if not any(guided) or not scores:
             return LevelResult(level, note="not measured: the teacher gave no guidance that can be used", **spent)
-        gap = paired_bootstrap([with_ - without for without, with_ in scores], self._config.seed)
+        differences = [with_ - without for without, with_ in scores]
+        gap = paired_bootstrap(differences, self._config.seed)
         return LevelResult(
             level,
             score_without=statistics.fmean(without for without, _ in scores),
             score_with=statistics.fmean(with_ for _, with_ in scores),
             gap=gap,
             pairs=len(scores),
-            verdict=verdict(gap, len(scores), higher_is_better=True),
+            verdict=verdict(gap, differing(differences), higher_is_better=True),
             **spent,
         )
 
@@ -248,11 +251,16 @@ def recommend(levels: Sequence[LevelResult], measure: Measure, held_out_prompts:
     measured = [level for level in levels if level.gap is not None]
     if better:
         best = max(better, key=lambda level: level.gap.mean if level.gap else 0.0)  # the first of equals: the cheapest
-        reason = f"method coach at level {best.level}: {level_sentence(best)}."
+        reason = f"method coach at level {best.level}: {level_sentence(best)}.{_left_out(levels)}"
         return ProbeReport(measure, held_out_prompts, "coach", best.level, reason, cost_usd, tuple(levels))
     tried = "; ".join(level_sentence(level) for level in measured) or "no level could be measured"
-    reason = f"method contrast, since no level of guidance makes this student better: {tried}."
+    reason = f"method contrast, since no level of guidance makes this student better: {tried}.{_left_out(levels)}"
     return ProbeReport(measure, held_out_prompts, "contrast", None, reason, cost_usd, tuple(levels))
+
+
+def _left_out(levels: Sequence[LevelResult]) -> str:
+    names = [level.level for level in levels if level.gap is None]
+    return f" Not measured: {', '.join(names)}." if names and len(names) < len(levels) else ""
 
 
 def level_sentence(found: LevelResult) -> str:

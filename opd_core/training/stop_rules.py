@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-from opd_core.intervals import paired_bootstrap, verdict
+from opd_core.intervals import differing, paired_bootstrap, verdict
 from opd_core.training.evaluator import Evaluation, SampleScore
 
 PrimaryMetric = Literal["task_score", "reverse_kl", "reference_nll"]
@@ -75,7 +75,7 @@ def _score_fall(now: Standing, best: Standing, primary: PrimaryMetric, seed: int
     is_score = primary == "task_score"
     if (-change < MIN_SCORE_DROP) if is_score else (change < MIN_RELATIVE_RISE * abs(level)):
         return None  # the interval is the costly part
-    if verdict(paired_bootstrap(differences, seed), len(shared), higher_is_better=is_score) != "worse":
+    if verdict(paired_bootstrap(differences, seed), differing(differences), higher_is_better=is_score) != "worse":
         return None
     return f"The held-out {primary} fell off from {level:.3g} to {level + change:.3g}."
 

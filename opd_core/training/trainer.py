@@ -371,7 +371,7 @@ class _Run:
         if self.is_prepared and memory.last_evaluated_step != memory.step:
             try:
                 self._evaluate()
-            except (BudgetExceededError, BudgetFrozenError, TeacherRefusedError, TeacherStoppedError) as again:
+            except OPDError as again:
                 self.observer.log(f"no last evaluation: {again}")
         kept = f"Stopped after step {memory.step}; the best adapter is kept."
         return self._outcome(reason, f"{error} {kept if memory.step else 'Nothing was trained.'}")

@@ -325,3 +325,13 @@ def test_threads_with_the_same_request_make_one_call(ledger: Ledger) -> None:
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["admitted"] + ["duplicate"] * 5
+
+
+def test_a_freeze_outlives_its_month_until_a_person_has_looked(ledger: Ledger, clock: Clock) -> None:
+    ledger.open_budget("other", 400)
+    ledger.settle(reserve(ledger, "a", 100), 150, "{}", None, "reply")
+    clock.now += timedelta(days=31)
+    with pytest.raises(BudgetFrozenError, match="2026-12"):
+        reserve(ledger, "b", 1, "other")
+    ledger.unfreeze(MONTH, "the usage page agrees", "Ada")
+    reserve(ledger, "b", 1, "other")

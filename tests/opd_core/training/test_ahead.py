@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from opd_core.config import RunConfig, parse_config
-from opd_core.errors import TeacherUnavailableError
+from opd_core.errors import TeacherRefusedError
 from opd_core.guidance import Guidance, JudgePair
 from opd_core.training.ahead import Ahead, RememberingTeacher
 from opd_core.training.answers import AnswerRule
@@ -64,17 +64,21 @@ def test_a_reply_is_given_out_once_so_that_none_outlives_its_step() -> None:
     assert scripted.count("guidance") == 2
 
 
-def test_an_error_in_the_background_is_met_again_in_the_open(base: LoadedBase) -> None:
-    def out(calls: int) -> None:
-        raise TeacherUnavailableError("no network")
+def test_the_first_error_of_a_step_is_raised_and_nothing_more_is_asked(base: LoadedBase) -> None:
+    asked: list[int] = []
 
-    teacher = RememberingTeacher(ScriptedTeacher(before_call=out))
-    ahead = Ahead(teacher, references(base, ScriptedTeacher()), "guidance")
-    ahead.written([ONE])
-    ahead.join()
-    with pytest.raises(TeacherUnavailableError):
-        teacher.guidance([ONE])
+    def refuse(calls: int) -> None:
+        asked.append(calls)
+        raise TeacherRefusedError("the provider refuses")
+
+    scripted = ScriptedTeacher(before_call=refuse)
+    ahead = Ahead(RememberingTeacher(scripted), references(base, ScriptedTeacher()), "guidance")
+    for _ in range(3):
+        ahead.written([ONE])
+    with pytest.raises(TeacherRefusedError):
+        ahead.join()
     ahead.close()
+    assert len(asked) == 1, "a refusal met once is not paid for again"
 
 
 @pytest.mark.parametrize(("wanted", "asked"), [("references", ["reference"] * 6), ("nothing", [])])
