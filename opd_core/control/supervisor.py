@@ -69,7 +69,6 @@ class Supervisor:
 
     def reconcile(self) -> None:
         """Record every live run whose worker is dead as `interrupted`, and charge the calls it left open in full."""
-        self._ledger.recover(self._hold_owner)
         for row in self._store.live():
             lock = try_lock(self._home.run_lock(row.run_id))
             if lock is not None:
@@ -77,6 +76,7 @@ class Supervisor:
                     self._record_death(row)
                 finally:
                     os.close(lock)
+        self._ledger.recover(self._hold_owner)  # after the deaths: whoever is told of one finds its calls charged
 
     def start_next_queued(self) -> None:
         """Start the first queued job unless one is running; at most one of any number of racing callers does."""
