@@ -17,7 +17,7 @@ Verdict = Literal["better", "worse", "no difference shown"]
 Z_95 = 1.959963984540054
 RESAMPLES = 10_000
 MIN_PAIRS = 6
-"""Fewer pairs cannot show a difference at 95 %: even all five of five in one direction has chance 2/32 > 0.05."""
+"""Fewer pairs that differ show nothing at 95 %: even all five of five in one direction has chance 2/32 > 0.05."""
 
 
 class Interval(NamedTuple):

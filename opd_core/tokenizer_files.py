@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,17 +37,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{file} is not a tokenizer file this program can read. Copy it again.") from error
-
-
-def tokenizer_fingerprint(path: Path) -> str:
-    """A hash that two folders share exactly when vocabulary, merges and added tokens are the same.
-
-    Raises:
-        ModelFileError: see `read_tokenizer`.
-    """
-    tokenizer = read_tokenizer(path)
-    parts = [sorted(tokenizer.vocabulary.items()), tokenizer.merges, sorted(tokenizer.added.items())]
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
 
 def same_tokenizer(first: Path, second: Path) -> str | None:

@@ -26,7 +26,7 @@ from opd_core.state.store import RunStore
 
 TEMPLATE_TOKENS = 20
 MAX_UNKNOWN_LENGTH = 256
-TRAINING_TOKENS_PER_BATCH = 4096  # training/step.py's bound on one forward and backward pass
+TRAINING_TOKENS_PER_BATCH = 4096  # training/updates.py's bound on one forward and backward pass
 # Floats kept for the backward pass per token, layer and hidden unit: 2.6 GB at 1,536 tokens × 30 layers × 576.
 ACTIVATIONS_PER_UNIT = 25
 LOGIT_COPIES, LOGIT_POSITIONS = 18, 85

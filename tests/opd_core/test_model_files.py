@@ -14,7 +14,7 @@ from opd_core.model_files import inspect_model, known_models, read_model, resolv
 from opd_core.paths import HomePaths
 from opd_core.roots import Roots
 from opd_core.tensor_files import read_header
-from opd_core.tokenizer_files import same_tokenizer, tokenizer_fingerprint
+from opd_core.tokenizer_files import same_tokenizer
 from tests.model_folders import edit_json, make_adapter, make_model, tokenizer, write_json
 
 
@@ -239,7 +239,6 @@ def test_same_tokenizer_in_another_spelling_is_the_same(tmp_path: Path) -> None:
     vocabulary = dict(reversed(written["model"]["vocab"].items()))
     write_json(other / "tokenizer.json", written | {"model": written["model"] | {"vocab": vocabulary}, "extra": 1})
     assert same_tokenizer(one, other) is None
-    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(other)
 
 
 def test_tokenizers_that_differ_give_the_reason(tmp_path: Path) -> None:
@@ -254,7 +253,6 @@ def test_tokenizers_that_differ_give_the_reason(tmp_path: Path) -> None:
         other = make_model(tmp_path / f"other{number}")
         write_json(other / "tokenizer.json", contents)
         assert re.search(reason, same_tokenizer(one, other) or "")
-        assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
 
 
 def test_logits_too_narrow_for_the_tokenizer_are_a_reason_and_mere_padding_is_none(tmp_path: Path) -> None:
