@@ -163,11 +163,11 @@ class Tools:
         self, arguments: CompareArguments, context: Context
     ) -> Annotated[CallToolResult, schemas.CompareAnswer]:
         seconds = min(arguments.timeout_seconds, MAX_WAIT_SECONDS)
-        job_id = arguments.job_id or (await _thread(self.cases.start_comparison, arguments)).run_id
-        row = await self._wait(job_id, seconds, context)
+        started = None if arguments.job_id else await _thread(self.cases.start_comparison, arguments)
+        row = await self._wait(started.run_id if started else arguments.job_id, seconds, context)
         done = row.state == "completed"
         result = await _thread(self.cases.comparison_result, row.run_id) if done else None
-        answer = compared(row, result, seconds)
+        answer = compared(row, result, seconds, warnings=started.message if started else "")
         return reply(answer, comparison_facts(answer))
 
     async def _wait(self, run_id: str | None, seconds: float, context: Context) -> RunRow:
