@@ -13,8 +13,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from opd_core import blas
 from opd_core.errors import HomeError
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -67,12 +70,72 @@ def process_identity(pid: int) -> str | None:
 
 
 def signal_process(pid: int | None, identity: str | None, number: signal.Signals) -> bool:
-    """Signal a worker if the process with that number is still the one meant; SIGKILL goes to its whole group."""
-    if pid is None or identity is None or process_identity(pid) != identity:
-        return False
-    try:
-        # A worker leads its own session, so its group has its number.
-        os.killpg(pid, number) if number == signal.SIGKILL else os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+    """As `Kernel.signal`, on this machine."""
+    return KERNEL.signal(pid, identity, number)
+
+
+class Kernel:
+    """What starting, judging and stopping workers needs of the system; a simulation overrides all but `signal`."""
+
+    def take_lock(self, path: Path) -> int | None:
+        """As `try_lock`."""
+        return try_lock(path)
+
+    def drop_lock(self, descriptor: int) -> None:
+        """Close this copy of a lock; the lock goes with the last copy. Never LOCK_UN: that would end all copies."""
+        os.close(descriptor)
+
+    def identity(self, pid: int) -> str | None:
+        """As `process_identity`."""
+        return process_identity(pid)
+
+    def is_of_another_boot(self, identity: str) -> bool:
+        """Whether the machine was started again since that process was; False where that cannot be told."""
+        try:
+            return sys.platform == "linux" and identity.split()[0] != BOOT_ID.read_text(encoding="ascii").strip()
+        except (OSError, IndexError):
+            return False
+
+    def send(self, pid: int, number: signal.Signals) -> bool:
+        """Send a signal, SIGKILL to the whole group; False when there is no such process."""
+        try:
+            # A worker leads its own session, so its group has its number.
+            os.killpg(pid, number) if number == signal.SIGKILL else os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+    def signal(self, pid: int | None, identity: str | None, number: signal.Signals) -> bool:
+        """Signal a worker if the process with that number is still the one meant; SIGKILL goes to its whole group."""
+        if pid is None or identity is None or self.identity(pid) != identity:
+            return False
+        return self.send(pid, number)
+
+    def spawn(
+        self, command: Sequence[str], log: Path, folder: Path, variables: Mapping[str, str], locks: Sequence[int]
+    ) -> None:
+        """Start a worker in its own session, with copies of these locks and its output in a log.
+
+        Raises:
+            OSError: it does not start.
+        """
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=folder,
+                env=dict(variables) | blas.worker_environment(folder / "lib"),
+                pass_fds=locks,
+                start_new_session=True,
+            )
+        finally:
+            os.close(output)
+        # Reaps the child when it ends, so that it does not stay a zombie for as long as this process lives.
+        threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
+
+
+KERNEL = Kernel()
+"""This machine's."""

@@ -20,13 +20,21 @@ from opd_core.config_io import to_yaml
 from opd_core.control.logs import log_tail
 from opd_core.control.preflight import CheckedComparison, Preflight, check, check_comparison
 from opd_core.control.preflight_paid import month_ledger
-from opd_core.control.resuming import changed_config, refuse_changes_of_a_comparison, why_not_resumable
+from opd_core.control.resuming import (
+    changed_config,
+    prepare_checkpoints,
+    prompts_warnings,
+    refuse_changes_of_a_comparison,
+    why_not_resumable,
+)
 from opd_core.control.supervisor import Supervisor
 from opd_core.errors import ConfigError, HomeError, StateError
 from opd_core.money.admission import FROZEN_MARK
 from opd_core.money.amounts import pico_from_usd, usd_from_pico
+from opd_core.money.ledger import Ledger
 from opd_core.paths import check_run_id, new_run_id, write_whole
 from opd_core.roots import Roots
+from opd_core.seams import REAL, Seams
 from opd_core.settings import Settings
 from opd_core.state.events import Event
 from opd_core.state.metrics import MAX_POINTS, Series
@@ -60,14 +68,19 @@ class Runs:
         settings: Settings,
         roots: Roots,
         *,
+        store: RunStore | None = None,
+        ledger: Ledger | None = None,
         supervisor: Supervisor | None = None,
+        seams: Seams = REAL,
+        config_text: Callable[[RunConfig], str] = to_yaml,
         preflight: CheckRun = check,
         comparison_preflight: CheckComparison = check_comparison,
     ) -> None:
         self._home, self._settings, self._roots = settings.home, settings, roots
         self._preflight, self._comparison_preflight = preflight, comparison_preflight
-        self._store = RunStore(self._home.database)
-        self._ledger = month_ledger(settings)
+        self._store = store or RunStore(self._home.database)
+        self._ledger = ledger or month_ledger(settings)
+        self._seams, self._config_text = seams, config_text
         self._supervisor = supervisor or Supervisor(self._home, self._store)
 
     def start(self, config: RunConfig) -> RunRow:
@@ -114,7 +127,13 @@ class Runs:
                     before_commit=write,
                 )
 
-        row = self._create_under_free_id("opd" if kind == "distillation" else "prb", config.run_id, create)
+        try:
+            row = self._create_under_free_id("opd" if kind == "distillation" else "prb", config.run_id, create)
+        except StateError:
+            quicker = self._store.find_request(config.client_request_id)  # the same request, sent twice at once
+            if quicker is None:
+                raise
+            row = quicker
         self._supervisor.start_next_queued()
         return replace(self._view(self._store.get(row.run_id)), message=" ".join(found.warnings))
 
@@ -139,14 +158,17 @@ class Runs:
         source = self._store.resolve(spec.run_id)
         if source.kind != "distillation":
             raise StateError(f"{source.run_id} is a {source.kind}; name a distillation run to compare adapters of.")
-        checked = self._comparison_preflight(spec, parse_config(source.config), self._roots, self._settings)
+        config = parse_config(source.config)
+        checked = self._comparison_preflight(spec, config, self._roots, self._settings)
+        edited = prompts_warnings(self._home.checkpoint_folder(source.run_id, config.checkpoint_dir), config)
+        warnings = [*checked.warnings, *edited]
 
         def create(job_id: str) -> RunRow:
             named = checked.spec.model_copy(update={"job_id": job_id, "run_id": source.run_id})
-            return self._store.create(job_id, "comparison", named.model_dump(mode="json"), warnings=checked.warnings)
+            return self._store.create(job_id, "comparison", named.model_dump(mode="json"), warnings=warnings)
 
         row = self._create_under_free_id("cmp", spec.job_id, create)
-        return replace(self.status(row.run_id), message=" ".join(checked.warnings))
+        return replace(self.status(row.run_id), message=" ".join(warnings))
 
     def status(self, run_id: str | None = None) -> RunRow:
         """The run as it is now; None or "latest": the current distillation, else the latest.
@@ -192,7 +214,7 @@ class Runs:
         """Up to `limit` events (of one run, or all) after sequence number `after`, oldest first."""
         return self._store.events(run_id, after, limit)
 
-    def stop(self, run_id: str | None = None, timeout_seconds: float = 20.0, force: bool = False) -> RunRow:
+    def stop(self, run_id: str | None = None, timeout_seconds: float | None = None, force: bool = False) -> RunRow:
         """Ask a run to stop and wait; `stopping` in the answer means that it is not there yet.
 
         With `force` a worker that has not stopped in time is killed. A run that has ended is returned as it is.
@@ -207,25 +229,39 @@ class Runs:
         num_training_steps: int | None = None,
         max_budget_usd: float | None = None,
         confirmed: bool = False,
+        from_step: int | None = None,
+        accept_changes: bool = False,
     ) -> RunRow:
         """Queue a stopped, failed or interrupted run again; it goes on from its last checkpoint.
 
         A larger budget is within the person's ceilings, of a run and of the month, or refused.
 
+        Args:
+            from_step: go on from this checkpoint; the later ones are given up.
+            accept_changes: go on with prompts and models as they are now, though they were changed meanwhile.
+
         Raises:
             StateError: it is in another state.
             ConfigError: fewer steps than before, a larger budget without `confirmed`, or a change of a comparison.
+            CheckpointError: the checkpoint is damaged, or prompts or models were changed.
         """
         self._supervisor.reconcile()
         row = self._store.resolve(run_id)
         if row.state not in RESUMABLE_STATES:
             raise StateError(why_not_resumable(row))
         if row.kind == "comparison":
-            refuse_changes_of_a_comparison(row, num_training_steps, max_budget_usd)
+            refuse_changes_of_a_comparison(row, num_training_steps, max_budget_usd, from_step)
             self._store.requeue(row.run_id, config=row.config, total_steps=0)
             return self.status(row.run_id)
         config = self._check(changed_config(row, num_training_steps, max_budget_usd, confirmed)).config
+        folder = self._home.checkpoint_folder(row.run_id, config.checkpoint_dir)
+        make_ready = prepare_checkpoints(folder, config, from_step, accept_changes)
         self._home.prepare()
+
+        def before_commit() -> None:
+            write_whole(self._home.config(row.run_id), self._config_text(config))
+            make_ready()
+
         if confirmed and self._ledger.totals(row.run_id).limit_pico < pico_from_usd(config.max_budget_usd):
             with contextlib.suppress(StateError):  # it has no budget yet: its worker opens one
                 self._ledger.raise_limit(row.run_id, pico_from_usd(config.max_budget_usd))
@@ -233,7 +269,8 @@ class Runs:
             row.run_id,
             config=config.model_dump(mode="json"),
             total_steps=config.num_training_steps if row.kind == "distillation" else 0,
-            before_commit=lambda: write_whole(self._home.config(row.run_id), to_yaml(config)),
+            before_commit=before_commit,
+            **({} if from_step is None else {"checkpoint_path": str(folder / f"step_{from_step:06d}")}),
         )
         return self.status(row.run_id)
 
@@ -277,7 +314,7 @@ class Runs:
         def write() -> None:
             nonlocal is_written
             try:
-                write_whole(path, to_yaml(config))
+                write_whole(path, self._config_text(config))
             except OSError as error:
                 raise HomeError(f"The configuration cannot be written to {path}: {error.strerror}.") from error
             is_written = True
@@ -295,7 +332,7 @@ class Runs:
             self._refuse_leftovers(check_run_id(wanted))
             return create(wanted)
         for attempt in range(3):
-            run_id = new_run_id(prefix, taken=attempt > 0)
+            run_id = new_run_id(prefix, self._seams.now(), attempt > 0, self._seams.token)
             try:
                 self._refuse_leftovers(run_id)
                 return create(run_id)
@@ -304,8 +341,11 @@ class Runs:
         raise StateError("No free run id was found. Call again.")
 
     def _refuse_leftovers(self, run_id: str) -> None:
-        """Files of a run whose row is gone must not be taken for this one's."""
-        for path in (self._home.config(run_id), self._home.checkpoints(run_id), self._home.log(run_id)):
+        """Files of a run whose row is gone must not be taken for this one's.
+
+        A configuration alone is what a start leaves that died just before its commit: the next one writes over it.
+        """
+        for path in (self._home.checkpoints(run_id), self._home.log(run_id)):
             if path.exists():
                 raise StateError(f"run_id {run_id!r} is taken: {path} exists. Choose another one or leave it out.")
 

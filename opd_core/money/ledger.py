@@ -12,7 +12,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from opd_core.errors import StateError
@@ -20,27 +20,34 @@ from opd_core.money import admission, months, postings, totals
 from opd_core.money.amounts import format_usd
 from opd_core.money.totals import OpenCall as OpenCall
 from opd_core.money.totals import Totals as Totals
+from opd_core.seams import utc_moment
 from opd_core.state.database import Database, SqlValue
 
-
-def utc_clock() -> datetime:
-    """The present moment, in UTC."""
-    return datetime.now(UTC)
+DatabasePlace = Path | Database
+"""A home's database, or where its file is."""
 
 
 class Ledger:
     """The money of one home. Amounts are picodollars; every method that changes something is one transaction.
 
     Args:
-        database: the home's database file.
+        database: the home's database, or where its file is.
         month_limit_pico: this process's setting of the whole install's limit in a calendar month of UTC. The lowest
             setting that a month has seen rules, whoever spends; only `set_month` lifts it above that.
         clock: gives the present moment in UTC.
+        token: so many random bytes, as hexadecimal digits, for call ids.
     """
 
-    def __init__(self, database: Path, *, month_limit_pico: int, clock: Callable[[], datetime] = utc_clock) -> None:
-        self._database = Database(database)
-        self._month_limit_pico, self._clock = month_limit_pico, clock
+    def __init__(
+        self,
+        database: DatabasePlace,
+        *,
+        month_limit_pico: int,
+        clock: Callable[[], datetime] = utc_moment,
+        token: Callable[[int], str] = secrets.token_hex,
+    ) -> None:
+        self._database = Database.at(database)
+        self._month_limit_pico, self._clock, self._token = month_limit_pico, clock, token
         self._is_checked = False
 
     def open_budget(self, run_id: str, limit_pico: int) -> None:
@@ -121,7 +128,7 @@ class Ledger:
         """
         if not self._is_checked:
             self.rebuild_check()
-        call_id, month = secrets.token_hex(16), self._month()
+        call_id, month = self._token(16), self._month()
         with self._database.write() as connection:
             months.heed_setting(connection, month, self._month_limit_pico, self._now())
             columns: dict[str, SqlValue] = {

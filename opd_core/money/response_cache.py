@@ -47,8 +47,8 @@ def request_key(
 class ResponseCache:
     """The stored replies in the home's database. Only `Ledger.settle` adds one."""
 
-    def __init__(self, database: Path) -> None:
-        self._database = Database(database)
+    def __init__(self, database: Path | Database) -> None:
+        self._database = Database.at(database)
 
     def get(self, key: str) -> str | None:
         """The reply's body as it was stored, or None when it has not been paid for.

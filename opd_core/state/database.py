@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from opd_core.errors import StoreError
-from opd_core.state.migrations import migrate
+from opd_core.state.migrations import migrate, refuse_newer
 
 BUSY_TIMEOUT_SECONDS = 10.0
 SqlValue = str | int | float | None
@@ -47,11 +47,21 @@ class _Handle:
 
 
 class Database:
-    """The run database at `path`: one connection for each thread and process, made when first needed."""
+    """The run database at `path`: one connection for each thread and process, made when first needed.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        busy_timeout_seconds: how long a call waits while another process holds the file; BUSY_TIMEOUT_SECONDS if None.
+    """
+
+    def __init__(self, path: Path, busy_timeout_seconds: float | None = None) -> None:
         self.path = path
+        self._busy_timeout_seconds = BUSY_TIMEOUT_SECONDS if busy_timeout_seconds is None else busy_timeout_seconds
         self._local = threading.local()
+
+    @staticmethod
+    def at(place: Path | Database) -> Database:
+        """The database of a path; one that is made already stays itself."""
+        return place if isinstance(place, Database) else Database(place)
 
     def read(self, sql: str, parameters: Sequence[SqlValue] = ()) -> list[sqlite3.Row]:
         """The rows of one SELECT; none when there is no database yet (asking must not create one).
@@ -95,7 +105,7 @@ class Database:
     def _connection(self) -> sqlite3.Connection:
         handle: _Handle | None = getattr(self._local, "handle", None)
         if handle is None or handle.pid != os.getpid():
-            handle = _Handle(_open(self.path))
+            handle = _Handle(_open(self.path, self._busy_timeout_seconds))
             self._local.handle = handle
         return handle.connection
 
@@ -106,21 +116,23 @@ class Database:
             yield
         except sqlite3.Error as error:
             self.close()
-            raise StoreError(f"The run database {self.path} {_reason(error)}") from error
+            told = _reason(error, self._busy_timeout_seconds)
+            raise StoreError(f"The run database {self.path} {told}") from error
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, busy_timeout_seconds: float) -> sqlite3.Connection:
     """Connect, set what SQLite leaves off, and bring the schema up to date."""
     # SQLite would create the file with the process's umask; its journal copies this mode.
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     # Connections stay in their thread; the check is off only because `_Handle` may be collected in another one.
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=busy_timeout_seconds, isolation_level=None, check_same_thread=False)
     try:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA fullfsync=ON")  # macOS: through the drive's cache; nothing elsewhere
+        refuse_newer(connection, path)  # before the journal's mode is changed: that is a write
         wanted = journal_mode(sqlite3.sqlite_version_info[:3])
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
             connection.execute(f"PRAGMA journal_mode={wanted}")
@@ -131,12 +143,15 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _reason(error: sqlite3.Error) -> str:
+def _reason(error: sqlite3.Error, busy_timeout_seconds: float) -> str:
     text = str(error)
     if "locked" in text or "busy" in text:
-        return f"is busy: another process held it for over {BUSY_TIMEOUT_SECONDS:g} seconds. Call again."
+        return f"is busy: another process held it for over {busy_timeout_seconds:g} seconds. Call again."
     if "full" in text:
         return "cannot grow: the disk is full. Free some space and call again."
     if "readonly" in text or "unable to open" in text:
         return f"cannot be written ({text}). Make it and its folder writable, or set OPD_HOME to another folder."
-    return f"failed: {text}. If it is damaged, move it away; a new one is made at the next call."
+    return (
+        f"failed: {text}. If it is damaged, move it away; a new one is made at the next call, and "
+        "`opd doctor --repair` records runs again from their configurations and checkpoints."
+    )

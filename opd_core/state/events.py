@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
-from opd_core.paths import utc_now
+from opd_core.paths import iso_utc
 from opd_core.state.database import Database
 
 EventKind = Literal["state", "warning", "checkpoint"]
@@ -23,11 +24,11 @@ class Event:
     message: str
 
 
-def add_event(connection: sqlite3.Connection, run_id: str, kind: EventKind, message: str) -> None:
+def add_event(connection: sqlite3.Connection, run_id: str, kind: EventKind, message: str, now: datetime) -> None:
     """Append inside the caller's transaction, so that the event stands if and only if the change does."""
     connection.execute(
         "INSERT INTO events (run_id, at, kind, message) VALUES (?, ?, ?, ?)",
-        (run_id, utc_now(), kind, message),
+        (run_id, iso_utc(now), kind, message),
     )
 
 

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from opd_core.paths import fsync_path
 
@@ -35,17 +35,25 @@ class JsonlFile:
         self.path = path
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Write the records and hand them to the system; a torn line left by a kill is ended first."""
+        """Write the records and hand them to the system; a torn line left by a kill is ended first.
+
+        Raises:
+            OSError: the disk refused (full); nothing of these records stays in the file.
+        """
         text = "".join(f"{dump_line(record)}\n" for record in records)
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "a+b") as file:
+        with os.fdopen(descriptor, "a+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(size - 1)
                 if file.read(1) != b"\n":
                     text = f"\n{text}"
-            file.write(text.encode("utf-8", errors="backslashreplace"))
+            try:
+                _write_all(file, text.encode("utf-8", errors="backslashreplace"))
+            except OSError:
+                file.truncate(size)
+                raise
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The complete records in order; a torn line (a kill in mid-write) is skipped."""
@@ -67,9 +75,19 @@ class JsonlFile:
         if not self.path.exists():
             return 0
         fsync_path(self.path)
+        fsync_path(self.path.parent)  # its name as well
         return self.path.stat().st_size
 
-    def cut(self, size: int) -> None:
-        """Drop everything beyond `size` bytes; a shorter file stays as it is."""
-        if self.path.exists() and self.path.stat().st_size > size:
+    def cut(self, size: int) -> int:
+        """Drop everything beyond `size` bytes; a shorter file stays as it is. Returns how many bytes it lacks."""
+        present = self.path.stat().st_size if self.path.exists() else 0
+        if present > size:
             os.truncate(self.path, size)
+        return max(0, size - present)
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    """A raw file may take only a part of what it is given, on a disk that is nearly full."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]

@@ -6,13 +6,16 @@ A step, once released, never changes: add another one at the end of MIGRATIONS.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from opd_core.errors import StoreError
+from opd_core.paths import fsync_path
 
 Migration = Callable[[sqlite3.Connection], None]
+MAX_BACKUPS = 3
 
 
 def m001_initial(connection: sqlite3.Connection) -> None:
@@ -291,18 +294,18 @@ MIGRATIONS: tuple[Migration, ...] = (m001_initial, m002_money)
 def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
     """Apply the missing migrations in one transaction: a kill leaves the old schema or the new one, never half.
 
-    A database that already holds something is first copied to `opd.db.v<version>.bak`.
+    A database that already holds something is first copied to `opd.db.v<version>.bak`; the newest few copies are kept.
 
     Raises:
         StoreError: the database was written by a newer version of this program.
     """
-    if _version(connection, path, migrations) == len(migrations):
+    if refuse_newer(connection, path, migrations) == len(migrations):
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version = _version(connection, path, migrations)  # another process may have done it while we waited
+        version = refuse_newer(connection, path, migrations)  # another process may have done it while we waited
         if 0 < version < len(migrations):
-            _back_up(path, path.with_name(f"{path.name}.v{version}.bak"))
+            _back_up(path, version)
         for migration in migrations[version:]:
             migration(connection)
         connection.execute(f"PRAGMA user_version={len(migrations)}")
@@ -313,7 +316,12 @@ def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Mig
         raise
 
 
-def _version(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> int:
+def refuse_newer(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> int:
+    """The schema's version; reads only.
+
+    Raises:
+        StoreError: the database was written by a newer version of this program.
+    """
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > len(migrations):
         raise StoreError(
@@ -323,9 +331,19 @@ def _version(connection: sqlite3.Connection, path: Path, migrations: Sequence[Mi
     return version
 
 
-def _back_up(path: Path, target: Path) -> None:
-    """Copy the committed content while the caller holds the write lock (SQLite's own backup, never a file copy)."""
-    target.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(target)) as copy:
+def _back_up(path: Path, version: int) -> None:
+    """Copy the committed content while the caller holds the write lock (SQLite's own backup, never a file copy).
+
+    The copy gets its name when it is complete and on the disk, so that a kill leaves no half of one under it.
+    """
+    target = path.with_name(f"{path.name}.v{version}.bak")
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(temporary)) as copy:
         source.backup(copy)
-    target.chmod(0o600)
+    fsync_path(temporary)
+    temporary.replace(target)
+    fsync_path(target.parent)
+    for old in range(1, version - MAX_BACKUPS + 1):
+        path.with_name(f"{path.name}.v{old}.bak").unlink(missing_ok=True)

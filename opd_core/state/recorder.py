@@ -6,15 +6,15 @@ The files are written first, the row second: the row never tells of a line that 
 from __future__ import annotations
 
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from opd_core.errors import StaleWorkerError, StateError, StoreError
-from opd_core.paths import HomePaths, iso_utc, utc_now
+from opd_core.paths import HomePaths, iso_utc
+from opd_core.seams import REAL, Seams
 from opd_core.state.database import SqlValue
 from opd_core.state.jsonl import JsonlFile, dump_line
 from opd_core.state.metrics import Series
@@ -34,7 +34,6 @@ class RunRecorder:
 
     Args:
         stop_signalled: whether this process was told to stop (its SIGTERM flag).
-        clock: seconds that never go back, for rates and intervals.
     """
 
     def __init__(
@@ -43,10 +42,11 @@ class RunRecorder:
         home: HomePaths,
         row: RunRow,
         stop_signalled: Callable[[], bool],
-        clock: Callable[[], float] = time.monotonic,
+        seams: Seams = REAL,
     ) -> None:
         self._store, self._run_id, self._epoch = store, row.run_id, row.epoch
-        self._stop_signalled, self._clock = stop_signalled, clock
+        self._stop_signalled, self._seams = stop_signalled, seams
+        self._clock = clock = seams.monotonic
         self._files = _run_files(home, row)
         self._state_seen, self._stop_seen = row.state, row.stop_requested
         self._started = self._last_write = self._last_phase_write = self._last_look = clock()
@@ -102,7 +102,7 @@ class RunRecorder:
 
     def waiting(self, reason: str, wake_in_seconds: float) -> None:
         """Show that the run waits for something outside, and until when; without a reason: that it goes on."""
-        wake_at = datetime.now(UTC) + timedelta(seconds=wake_in_seconds)
+        wake_at = self._seams.now() + timedelta(seconds=wake_in_seconds)
         columns: dict[str, SqlValue] = {"waiting_reason": clean_text(reason), "wake_at": iso_utc(wake_at)}
         if not reason:
             columns = {"waiting_reason": None, "wake_at": None}
@@ -120,7 +120,12 @@ class RunRecorder:
 
     def log(self, message: str) -> None:
         """Write a line to the run's log (the worker's own output)."""
-        print(f"{utc_now()} {message}", file=sys.stderr, flush=True)
+        print(f"{iso_utc(self._seams.now())} {message}", file=sys.stderr, flush=True)
+
+    def warn(self, message: str) -> None:
+        """Say something that a person should see, in the log and among the run's events."""
+        self.log(f"warning: {message}")
+        self._store.add_event(self._run_id, "warning", message)
 
     def should_stop(self) -> bool:
         """Whether this process was signalled or the row asks for a stop; the row is read twice a second at most."""
@@ -142,7 +147,12 @@ class RunRecorder:
     def cut_back(self, positions: dict[str, int]) -> None:
         """Return files and series to a checkpoint's positions; a file without one goes back to empty."""
         for name, file in self._files.items():
-            file.cut(positions.get(name, 0))
+            missing = file.cut(positions.get(name, 0))
+            if missing:
+                self.warn(
+                    f"{file.path} has lost {missing} bytes since the checkpoint that the run goes on from: some of its "
+                    "earlier lines are missing. The training itself is not affected."
+                )
         last_train = _last(deque(self._files["metrics/train"].read(), maxlen=1))
         evals = list(self._files["metrics/eval"].read())
         last_eval = _last(evals)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +13,9 @@ from opd_core.types import LIVE_STATES, EndReason, JobKind, RunState
 
 Line = dict[str, Any]
 """One metrics line: metric name to a number, text, flag or None."""
+
+STALLED_SECONDS = 300.0
+STALLED_STEPS = 5
 
 ALLOWED_CHANGES: dict[RunState, frozenset[RunState]] = {
     "queued": frozenset({"preparing", "stopped"}),
@@ -94,6 +96,14 @@ class RunRow:
     """It stopped because paid calls were frozen then."""
 
     @property
+    def is_stalled(self) -> bool:
+        """Whether its worker has given no sign for far longer than a step takes: stopped, asleep or stuck, not dead."""
+        if self.state not in ("preparing", "running", "stopping") or self.heartbeat_age_seconds is None:
+            return False
+        step_seconds = 1 / self.steps_per_second if self.steps_per_second else 0.0
+        return self.heartbeat_age_seconds > max(STALLED_SECONDS, STALLED_STEPS * step_seconds)
+
+    @property
     def is_paid(self) -> bool:
         """Whether the job may ask a teacher that costs money."""
         return self.config.get("teacher_kind") == "claude" or bool(self.config.get("judge"))
@@ -116,17 +126,17 @@ _JSON_COLUMNS = ("config", "latest_metrics", "latest_eval", "baseline_eval", "be
 _HIDDEN_COLUMNS = ("queue_order", "heartbeat_unix_seconds")
 
 
-def to_row(record: sqlite3.Row, now_unix_seconds: float | None = None) -> RunRow:
+def to_row(record: sqlite3.Row, now: datetime) -> RunRow:
     """A `SELECT_RUNS` record as a RunRow."""
     values: dict[str, Any] = {name: record[name] for name in record.keys() if name not in _HIDDEN_COLUMNS}  # noqa: SIM118
     for name in _JSON_COLUMNS:
         values[name] = None if values[name] is None else json.loads(values[name])
     values["stop_requested"] = bool(values["stop_requested"])
     heartbeat: float | None = record["heartbeat_unix_seconds"]
-    now = time.time() if now_unix_seconds is None else now_unix_seconds
     is_live = values["state"] in LIVE_STATES
     values["heartbeat_at"] = None if heartbeat is None else _iso(heartbeat)
-    values["heartbeat_age_seconds"] = max(0.0, now - heartbeat) if is_live and heartbeat is not None else None
+    age = None if heartbeat is None or not is_live else max(0.0, now.timestamp() - heartbeat)
+    values["heartbeat_age_seconds"] = age
     return RunRow(**values)
 
 

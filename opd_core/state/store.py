@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import builtins
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from opd_core.errors import RunNotFoundError, StateError
-from opd_core.paths import utc_now
+from opd_core.paths import iso_utc
+from opd_core.seams import REAL, Seams
 from opd_core.state.database import Database, SqlValue
 from opd_core.state.events import Event, EventKind, add_event, read_events
 from opd_core.state.jsonl import dump_line
@@ -35,8 +35,8 @@ class RunStore:
     Every method raises StoreError when the database is busy, damaged, full or of a newer version.
     """
 
-    def __init__(self, database: Path) -> None:
-        self._database = Database(database)
+    def __init__(self, database: Path | Database, seams: Seams = REAL) -> None:
+        self._database, self._now = Database.at(database), seams.now
 
     def close(self) -> None:
         """Close this thread's connection."""
@@ -64,25 +64,25 @@ class RunStore:
         with self._database.write() as connection:
             repeated = connection.execute(f"{SELECT_RUNS} WHERE client_request_id = ?", (client_request_id,)).fetchone()
             if repeated is not None:
-                return to_row(repeated)
+                return to_row(repeated, self._now())
             if connection.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
                 raise StateError(f"run_id {run_id!r} is taken. Choose another one or leave it out.")
             connection.execute(
                 "INSERT INTO runs (run_id, kind, session_id, client_request_id, state, config, created_at, "
                 "total_steps, queue_order) VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?)",
-                (run_id, kind, session_id, client_request_id, dump_line(config), utc_now(), total_steps,
+                (run_id, kind, session_id, client_request_id, dump_line(config), iso_utc(self._now()), total_steps,
                  next_queue_order(connection)),
             )  # fmt: skip
-            add_event(connection, run_id, "state", "queued")
+            add_event(connection, run_id, "state", "queued", self._now())
             for warning in warnings:
-                add_event(connection, run_id, "warning", warning)
+                add_event(connection, run_id, "warning", warning, self._now())
             before_commit()
-            return get_run(connection, run_id)
+            return get_run(connection, run_id, self._now())
 
     def find_request(self, client_request_id: str | None) -> RunRow | None:
         """The run that an earlier start with the same client_request_id made."""
         records = self._database.read(f"{SELECT_RUNS} WHERE client_request_id = ?", (client_request_id,))
-        return to_row(records[0]) if records else None
+        return to_row(records[0], self._now()) if records else None
 
     def get(self, run_id: str) -> RunRow:
         """The run with exactly this id.
@@ -93,7 +93,7 @@ class RunStore:
         records = self._database.read(f"{SELECT_RUNS} WHERE run_id = ?", (run_id,))
         if not records:
             raise not_found(run_id, [row.run_id for row in self.list(limit=5)])
-        return to_row(records[0])
+        return to_row(records[0], self._now())
 
     def resolve(self, run_id: str | None = None) -> RunRow:
         """A run by its id or a unique beginning of it; None or "latest": the current distillation, else the latest.
@@ -108,7 +108,7 @@ class RunStore:
             )
             if not records:
                 raise RunNotFoundError("There are no runs yet. start_distillation makes one.")
-            return to_row(records[0])
+            return to_row(records[0], self._now())
         records = self._database.read(
             f"{SELECT_RUNS} WHERE substr(run_id, 1, ?) = ? ORDER BY run_id = ? DESC, number DESC LIMIT 6",
             (len(run_id), run_id, run_id),
@@ -118,7 +118,7 @@ class RunStore:
         if len(records) > 1 and records[0]["run_id"] != run_id:
             names = ", ".join(record["run_id"] for record in records)
             raise RunNotFoundError(f"run_id {run_id!r} fits several runs: {names}. Give more of it.")
-        return to_row(records[0])
+        return to_row(records[0], self._now())
 
     def list(
         self,
@@ -134,18 +134,18 @@ class RunStore:
             "AND number < COALESCE(?, number + 1) ORDER BY number DESC LIMIT ?",
             (session_id, state, before_number, limit),
         )
-        return [to_row(record) for record in records]
+        return [to_row(record, self._now()) for record in records]
 
     def live(self) -> builtins.list[RunRow]:
         """The runs a worker is said to be working on."""
         marks = ", ".join("?" for _ in LIVE_STATES)
         records = self._database.read(f"{SELECT_RUNS} WHERE state IN ({marks})", LIVE_STATES)
-        return [to_row(record) for record in records]
+        return [to_row(record, self._now()) for record in records]
 
     def next_queued(self) -> RunRow | None:
         """The run whose turn it is."""
         records = self._database.read(f"{SELECT_RUNS} WHERE state = 'queued' ORDER BY queue_order LIMIT 1")
-        return to_row(records[0]) if records else None
+        return to_row(records[0], self._now()) if records else None
 
     def transition(
         self, run_id: str, to: RunState, *, epoch: int | None = None, message: str = "", **columns: SqlValue
@@ -162,21 +162,28 @@ class RunStore:
             StateError: ALLOWED_CHANGES has no way from the present state.
         """
         with self._database.write() as connection:
-            return move(connection, run_id, to, {"message": message, **columns}, epoch)
+            return move(connection, run_id, to, {"message": message, **columns}, self._now(), epoch)
 
-    def claim(self, run_id: str) -> int:
+    def claim(self, run_id: str, *, if_first: bool = False) -> int:
         """Take a queued run for a new worker: queued to preparing; returns the new epoch.
 
+        Args:
+            if_first: only when it is (still) the first in the queue: since it was looked at it may have been cancelled
+                and resumed, and stand at the end.
+
         Raises:
-            StateError: it is not queued (any more).
+            StateError: it is not queued (any more), or not the first.
         """
         with self._database.write() as connection:
-            epoch = get_run(connection, run_id).epoch + 1
+            row = get_run(connection, run_id, self._now())
+            if if_first and row.queue_position is not None and row.queue_position > 1:
+                raise StateError(f"Run {run_id} is number {row.queue_position} in the queue; the first one is next.")
+            epoch = row.epoch + 1
             columns: dict[str, SqlValue] = {
-                "epoch": epoch, "started_at": utc_now(), "heartbeat_unix_seconds": time.time(), "phase": "preparing",
-                "message": "", "steps_per_second": None,
+                "epoch": epoch, "started_at": iso_utc(self._now()), "heartbeat_unix_seconds": self._now().timestamp(),
+                "phase": "preparing", "message": "", "steps_per_second": None,
             }  # fmt: skip
-            move(connection, run_id, "preparing", columns)
+            move(connection, run_id, "preparing", columns, self._now())
             return epoch
 
     def finish(
@@ -184,7 +191,7 @@ class RunStore:
     ) -> RunRow:
         """Record how a run ended; a second ending is refused like any other change that is not allowed."""
         return self.transition(
-            run_id, to, epoch=epoch, message=message, end_reason=reason, finished_at=utc_now(),
+            run_id, to, epoch=epoch, message=message, end_reason=reason, finished_at=iso_utc(self._now()),
             pid=None, process_identity=None, phase=None, phase_detail=None, phase_fraction=None,
             waiting_reason=None, wake_at=None, **columns,
         )  # fmt: skip
@@ -196,6 +203,7 @@ class RunStore:
         config: Mapping[str, Any],
         total_steps: int,
         before_commit: Callable[[], None] = _nothing,
+        **changed: SqlValue,
     ) -> RunRow:
         """Put an ended run at the end of the queue with a (perhaps changed) configuration.
 
@@ -206,22 +214,23 @@ class RunStore:
             columns: dict[str, SqlValue] = {
                 "config": dump_line(config), "total_steps": total_steps, "queue_order": next_queue_order(connection),
                 "stop_requested": 0, "end_reason": None, "error_message": None, "finished_at": None, "message": "",
+                **changed,
             }  # fmt: skip
-            row = move(connection, run_id, "queued", columns)
+            row = move(connection, run_id, "queued", columns, self._now())
             before_commit()
             return row
 
     def request_stop(self, run_id: str) -> RunRow:
         """Ask for a stop: a queued run is stopped at once, a live one becomes `stopping`, an ended one stays."""
         with self._database.write() as connection:
-            row = get_run(connection, run_id)
+            row = get_run(connection, run_id, self._now())
             if row.state in END_STATES or row.state == "stopping":
                 return row
             columns: dict[str, SqlValue] = {"stop_requested": 1, "message": "Stopping after the step in progress."}
             if row.state == "queued":
-                columns |= {"end_reason": "by_user", "finished_at": utc_now()}
+                columns |= {"end_reason": "by_user", "finished_at": iso_utc(self._now())}
                 columns["message"] = f"Cancelled in the queue at step {row.step}."
-            return move(connection, run_id, "stopped" if row.state == "queued" else "stopping", columns)
+            return move(connection, run_id, "stopped" if row.state == "queued" else "stopping", columns, self._now())
 
     def adopt(self, run_id: str, epoch: int, pid: int, process_identity: str | None) -> RunRow:
         """The worker's first write: who it is.
@@ -238,7 +247,7 @@ class RunStore:
             StaleWorkerError: the worker's epoch has passed.
         """
         with self._database.write() as connection:
-            return write_fenced(connection, run_id, epoch, columns)
+            return write_fenced(connection, run_id, epoch, columns, self._now())
 
     def append_metrics(
         self, run_id: str, epoch: int, series: Series, line: Mapping[str, Any], **columns: SqlValue
@@ -250,7 +259,7 @@ class RunStore:
         """
         with self._database.write() as connection:
             append_point(connection, run_id, series, line)
-            return write_fenced(connection, run_id, epoch, columns)
+            return write_fenced(connection, run_id, epoch, columns, self._now())
 
     def cut_metrics(
         self, run_id: str, epoch: int, series: Series, last_line: Mapping[str, Any] | None, **columns: SqlValue
@@ -262,7 +271,7 @@ class RunStore:
         """
         with self._database.write() as connection:
             cut_points(connection, run_id, series, last_line)
-            return write_fenced(connection, run_id, epoch, columns)
+            return write_fenced(connection, run_id, epoch, columns, self._now())
 
     def metrics(
         self, run_id: str, series: Series = "train", since_step: int | None = None, points: int = MAX_POINTS
@@ -277,7 +286,7 @@ class RunStore:
     def add_event(self, run_id: str, kind: EventKind, message: str) -> None:
         """Append an event that belongs to no other change."""
         with self._database.write() as connection:
-            add_event(connection, run_id, kind, message)
+            add_event(connection, run_id, kind, message, self._now())
 
     def get_fact(self, name: str) -> Any:
         """A measured fact about this machine, as it was set; None when there is none."""
@@ -290,5 +299,5 @@ class RunStore:
             connection.execute(
                 "INSERT INTO facts VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
                 "SET value = excluded.value, measured_at = excluded.measured_at",
-                (name, json.dumps(value, allow_nan=False), utc_now()),
+                (name, json.dumps(value, allow_nan=False), iso_utc(self._now())),
             )

@@ -6,8 +6,8 @@ Both believe only an UPDATE that touched exactly one row; everything else is tol
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Mapping
+from datetime import datetime
 
 from opd_core.errors import RunNotFoundError, StaleWorkerError, StateError
 from opd_core.state.database import SqlValue
@@ -19,7 +19,7 @@ Columns = Mapping[str, SqlValue]
 """Column name to new value; the names are written in this package, never taken from outside."""
 
 
-def get_run(connection: sqlite3.Connection, run_id: str) -> RunRow:
+def get_run(connection: sqlite3.Connection, run_id: str, now: datetime) -> RunRow:
     """The run with exactly this id.
 
     Raises:
@@ -29,7 +29,7 @@ def get_run(connection: sqlite3.Connection, run_id: str) -> RunRow:
     if record is None:
         records = connection.execute("SELECT run_id FROM runs ORDER BY number DESC LIMIT 5").fetchall()
         raise not_found(run_id, [recent["run_id"] for recent in records])
-    return to_row(record)
+    return to_row(record, now)
 
 
 def not_found(run_id: str, recent: list[str]) -> RunNotFoundError:
@@ -39,7 +39,12 @@ def not_found(run_id: str, recent: list[str]) -> RunNotFoundError:
 
 
 def move(
-    connection: sqlite3.Connection, run_id: str, to: RunState, columns: Columns, epoch: int | None = None
+    connection: sqlite3.Connection,
+    run_id: str,
+    to: RunState,
+    columns: Columns,
+    now: datetime,
+    epoch: int | None = None,
 ) -> RunRow:
     """Change the state, and `columns` with it, if ALLOWED_CHANGES has the way and the epoch (when given) still holds.
 
@@ -52,29 +57,29 @@ def move(
         f"WHERE run_id = ? AND state IN ({_marks(sources)}) AND epoch = COALESCE(?, epoch)",
         (to, *columns.values(), run_id, *sources, epoch),
     ).rowcount
-    row = get_run(connection, run_id)
+    row = get_run(connection, run_id, now)
     if updated != 1:
         _check_epoch(row, epoch)
         reachable = ", ".join(sorted(ALLOWED_CHANGES[row.state])) or "nothing else"
         raise StateError(
             f"Run {run_id} is {row.state} and cannot become {to}; from {row.state} it can become {reachable}."
         )
-    add_event(connection, run_id, "state", f"{to}: {row.message}" if row.message else to)
+    add_event(connection, run_id, "state", f"{to}: {row.message}" if row.message else to, now)
     return row
 
 
-def write_fenced(connection: sqlite3.Connection, run_id: str, epoch: int, columns: Columns) -> RunRow:
+def write_fenced(connection: sqlite3.Connection, run_id: str, epoch: int, columns: Columns, now: datetime) -> RunRow:
     """A worker's write of `columns` and its heartbeat, only while the run is live in the worker's epoch.
 
     Raises:
         StaleWorkerError: another worker has the run, or its end is recorded already.
     """
-    values: dict[str, SqlValue] = {"heartbeat_unix_seconds": time.time(), **columns}
+    values: dict[str, SqlValue] = {"heartbeat_unix_seconds": now.timestamp(), **columns}
     updated = connection.execute(
         f"UPDATE runs SET {_assignments(values)} WHERE run_id = ? AND epoch = ? AND state IN ({_marks(LIVE_STATES)})",
         (*values.values(), run_id, epoch, *LIVE_STATES),
     ).rowcount
-    row = get_run(connection, run_id)
+    row = get_run(connection, run_id, now)
     if updated != 1:
         _check_epoch(row, epoch)
         raise StaleWorkerError(f"Run {run_id} is {row.state}: this worker's part in it is over.")

@@ -10,28 +10,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opd_core import blas
+from opd_core.checkpoint_files import list_checkpoints
 from opd_core.comparison import ComparisonSpec
 from opd_core.config import RunConfig, parse_config
 from opd_core.control.preflight_paid import utc_today
 from opd_core.control.processes import try_lock
 from opd_core.control.supervisor import owner_name, run_of_owner
-from opd_core.errors import TeacherUnavailableError
+from opd_core.errors import CheckpointError, StoreError, TeacherUnavailableError
 from opd_core.message_params import DEFAULT_TEACHER
 from opd_core.money.pricing import PriceTable
 from opd_core.paths import HomePaths, write_json
+from opd_core.run_inputs import fingerprint_inputs
 from opd_core.run_prompts import load_run_prompts
 from opd_core.settings import KEY_VARIABLE, find_api_key, read_settings
+from opd_core.state.database import Database
 from opd_core.state.jsonl import JsonlFile
 from opd_core.state.recorder import RunRecorder
 from opd_core.state.rows import RunRow
 from opd_core.state.store import RunStore
 from opd_core.types import EndReason, JobKind, RunState
+from opd_core.worker.room import Room, is_disk_full
 
 if TYPE_CHECKING:
     from opd_core.teachers.claude import ClaudeTeacher
     from opd_core.training.trainer import TrainingOutcome
 
 EVENTS_SEARCHED = 10_000
+WORKER_BUSY_SECONDS = 60.0
+"""How long a worker waits for a database that another process holds: a night's work is not lost to a minute's lock."""
+FULL_DISK_ATTEMPTS = 3
+"""How often a run is taken up again, without having got further, after a disk that was full and by now is not."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,32 @@ Job = Callable[[JobContext], JobEnd]
 
 
 def distil(context: JobContext) -> JobEnd:
-    """Run a distillation from its resolved configuration; goes on from the newest checkpoint when there is one."""
+    """Run a distillation from its resolved configuration; goes on from the newest checkpoint when there is one.
+
+    When the disk is full the run waits for room, and takes up again from that checkpoint if it had to let go.
+    """
     config = parse_config(context.row.config)
     folder = checkpoint_folder(context.home, context.row.run_id, config)
+    room = Room(context.home.home, folder, context.recorder)
+    attempts, newest = 0, list_checkpoints(folder)[-1:]
+    while True:
+        room.wait()
+        try:
+            return _train(context, config, folder, room)
+        except TeacherUnavailableError:
+            raise
+        except (OSError, CheckpointError, StoreError) as error:
+            before, newest = newest, list_checkpoints(folder)[-1:]
+            attempts = attempts + 1 if newest == before else 1
+            is_over = attempts >= FULL_DISK_ATTEMPTS and room.shortage() is None
+            if not is_disk_full(error) or is_over or context.recorder.should_stop():
+                raise
+            context.recorder.log(f"let go: {error}")
+
+
+def _train(context: JobContext, config: RunConfig, folder: Path, room: Room) -> JobEnd:
     context.recorder.phase("preparing", "reading prompts")
+    inputs = fingerprint_inputs(config)
     prompts = load_run_prompts(config)
     _load_blas(context.recorder)
     from opd_core.teachers import build_teacher
@@ -72,9 +102,11 @@ def distil(context: JobContext) -> JobEnd:
 
     outcome = train(
         config, folder, prompts.train, prompts.held_out, build_teacher, context.recorder,
-        resume=any(folder.glob("step_*/MANIFEST.json")),
+        resume=bool(list_checkpoints(folder)),
         text_teacher=_hire(context, config) if context.row.is_paid else None,
         build_coach=build_coach,
+        inputs=inputs,
+        before_step=room.wait,
     )  # fmt: skip
     end = _training_end(outcome)
     if outcome.probe is None:
@@ -163,7 +195,7 @@ def _hire(context: JobContext, config: RunConfig) -> ClaudeTeacher:
     teacher = hire_claude(
         config,
         read_settings(home=home.home),
-        home.database,
+        Database(home.database, WORKER_BUSY_SECONDS),
         run_id=row.run_id,
         owner=owner_name(row.run_id, row.epoch),
         hold_owner=hold_owner,
@@ -195,7 +227,7 @@ def _tell_retirement(context: JobContext, model: str) -> None:
 
 def checkpoint_folder(home: HomePaths, run_id: str, config: RunConfig) -> Path:
     """Where a run's adapter and checkpoints lie: under OPD_HOME, or in a folder that a person allowed."""
-    return Path(config.checkpoint_dir) / run_id if config.checkpoint_dir else home.checkpoints(run_id)
+    return home.checkpoint_folder(run_id, config.checkpoint_dir)
 
 
 def published_adapter(context: JobContext) -> Path | None:
