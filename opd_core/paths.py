@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +68,10 @@ class HomePaths:
         """The run's adapter folder: the best adapter itself, and one folder per step inside."""
         return self.home / "checkpoints" / run_id
 
+    def checkpoint_folder(self, run_id: str, checkpoint_dir: str | None) -> Path:
+        """Where a run's checkpoints lie: `checkpoints`, or in the folder of its configuration that a person allowed."""
+        return Path(checkpoint_dir) / run_id if checkpoint_dir else self.checkpoints(run_id)
+
     def log(self, run_id: str) -> Path:
         """Everything the worker printed."""
         return self.home / "logs" / f"{run_id}.log"
@@ -115,10 +120,15 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-def new_run_id(prefix: str = "opd", now: datetime | None = None, taken: bool = False) -> str:
+def new_run_id(
+    prefix: str = "opd",
+    now: datetime | None = None,
+    taken: bool = False,
+    token: Callable[[int], str] = secrets.token_hex,
+) -> str:
     """`opd_20261123_123456` in UTC, with a short random suffix when that name is taken."""
     stamp = (now or datetime.now(UTC)).strftime("%Y%m%d_%H%M%S")
-    return f"{prefix}_{stamp}_{secrets.token_hex(2)}" if taken else f"{prefix}_{stamp}"
+    return f"{prefix}_{stamp}_{token(2)}" if taken else f"{prefix}_{stamp}"
 
 
 def utc_now() -> str:

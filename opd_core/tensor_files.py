@@ -18,6 +18,13 @@ from opd_core.types import clean_text
 MAX_HEADER_BYTES = 100_000_000
 MAX_JSON_BYTES = 200_000_000
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+ELEMENT_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+"""The types that our own files may hold, by their names in safetensors."""
 VOCABULARY_TENSORS = ("lm_head.weight", "embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
 
 
@@ -48,18 +55,55 @@ def read_header(path: Path) -> TensorFile:
     Raises:
         ModelFileError: the file cannot be read, is cut short, or is no safetensors file.
     """
+    header, data_bytes = _read_header_json(path)
+    return _parse_header(path, header, data_bytes)
+
+
+def read_exact_header(path: Path) -> TensorFile:
+    """`read_header` for files written here, where every byte must be accounted for.
+
+    Each tensor's type is a known one and its bytes are as many as its shape asks for; tensors follow one another from
+    the first byte of the data to the last. (MLX itself takes a file with bytes beyond the last tensor.)
+
+    Raises:
+        ModelFileError: as `read_header`, and names the tensor that is not so.
+    """
+    header, data_bytes = _read_header_json(path)
+    file = _parse_header(path, header, data_bytes)
+    end = 0
+    entries = [(header[name]["data_offsets"], name, tensor) for name, tensor in file.tensors.items()]
+    for (first, last), name, tensor in sorted(entries, key=lambda entry: entry[0]):
+        shown = f"{path}: tensor {clean_text(name, 80)!r}"
+        if tensor.dtype not in ELEMENT_BYTES:
+            raise ModelFileError(f"{shown} is of type {clean_text(tensor.dtype, 20)!r}, which is not used here.")
+        if first != end or last - first != tensor.size * ELEMENT_BYTES[tensor.dtype]:
+            raise ModelFileError(f"{shown} does not lie where its shape and the tensors before it put it.")
+        end = last
+    if end != data_bytes:
+        raise ModelFileError(f"{path} holds {data_bytes} bytes of tensors where {end} are described.")
+    return file
+
+
+def _read_header_json(path: Path) -> tuple[Any, int]:
+    """The header as JSON data, and how many bytes follow it."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= MAX_HEADER_BYTES:
                 raise ModelFileError(f"{path} is not a safetensors file: its first 8 bytes give no header length.")
-            header = json.loads(file.read(length))
-            file_bytes = file.seek(0, 2)
+            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
+            return header, file.seek(0, 2) - 8 - length
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(f"{path} cannot be read as safetensors: {_reason(error)}. Copy it again.") from error
-    return _parse_header(path, header, file_bytes - 8 - length)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return found
 
 
 def _parse_header(path: Path, header: Any, data_bytes: int) -> TensorFile:
@@ -75,8 +119,11 @@ def _parse_header(path: Path, header: Any, data_bytes: int) -> TensorFile:
             shape = tuple(entry["shape"])
             if not all(isinstance(size, int) and size >= 0 for size in shape):
                 raise ValueError(name)
+            first, last = entry["data_offsets"]
+            if type(first) is not int or type(last) is not int:
+                raise ValueError(name)
             tensors[name] = Tensor(str(entry["dtype"]), shape)
-            last_byte = max(last_byte, int(entry["data_offsets"][1]))
+            last_byte = max(last_byte, last)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelFileError(f"{path} has a damaged safetensors header. Copy or export it again.") from error
     if last_byte > data_bytes:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from opd_core.checkpoint_files import chosen_checkpoint, newest_sound_checkpoint, read_state, set_aside_after
 from opd_core.config import RunConfig, parse_config
-from opd_core.errors import ConfigError
+from opd_core.errors import CheckpointError, ConfigError
+from opd_core.run_inputs import accept_changes, changed_prompts_warning, fingerprint_inputs, refuse_changes
 from opd_core.state.rows import RunRow
 
 
@@ -21,12 +25,18 @@ def why_not_resumable(row: RunRow) -> str:
     return f"Run {row.run_id} is {row.state}; only a stopped, failed or interrupted run can be resumed."
 
 
-def refuse_changes_of_a_comparison(row: RunRow, num_training_steps: int | None, max_budget_usd: float | None) -> None:
+def refuse_changes_of_a_comparison(
+    row: RunRow, num_training_steps: int | None, max_budget_usd: float | None, from_step: int | None
+) -> None:
     """A comparison goes on as it was asked for; another one is as cheap.
 
     Raises:
         ConfigError: something is to be changed.
     """
+    if from_step is not None:
+        raise ConfigError(
+            f"{row.run_id} is a {row.kind} and has no checkpoints; leave from_step out.", field="from_step"
+        )
     if num_training_steps is None and max_budget_usd is None:
         return
     name = "max_budget_usd" if max_budget_usd is not None else "num_training_steps"
@@ -63,3 +73,44 @@ def changed_config(
             )
         changes["max_budget_usd"] = float(max_budget_usd)
     return parse_config(row.config | changes)
+
+
+def prepare_checkpoints(
+    folder: Path, config: RunConfig, from_step: int | None, accepts_changes: bool
+) -> Callable[[], None]:
+    """Check that a run can go on from its newest checkpoint, or that of `from_step`, with its inputs as they are now.
+
+    Returns:
+        What makes it so: sets later checkpoints aside and notes accepted changes. To be done inside the transaction
+        that queues the run, when no worker has it.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or missing, or its run had other inputs; says what to do.
+    """
+    try:
+        chosen = newest_sound_checkpoint(folder) if from_step is None else chosen_checkpoint(folder, from_step)
+    except OSError as error:
+        raise CheckpointError(f"The checkpoints in {folder} cannot be read: {error}.") from error
+    if chosen is None:
+        return lambda: None
+    state, now = read_state(chosen), fingerprint_inputs(config)
+    refuse_changes(state, config, now, now if accepts_changes else {})
+
+    def prepare() -> None:
+        if from_step is not None:
+            set_aside_after(folder, from_step)
+        if accepts_changes:
+            accept_changes(state, now, folder)
+
+    return prepare
+
+
+def prompts_warnings(folder: Path, config: RunConfig) -> list[str]:
+    """What to say when a run's prompt files were edited after it; nothing while its checkpoint cannot be read."""
+    try:
+        newest = newest_sound_checkpoint(folder)
+        state = {} if newest is None else read_state(newest)
+        warning = changed_prompts_warning(state, config, fingerprint_inputs(config))
+    except (CheckpointError, OSError):
+        return []
+    return [] if warning is None else [warning]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import mlx.core as mx
+
 from opd_core.config import RunConfig
 from opd_core.errors import ConfigError
 from opd_core.prompt_files import PromptExample
@@ -14,7 +16,7 @@ from opd_core.training.contrast import ContrastUpdater
 from opd_core.training.kl_update import KlUpdater
 from opd_core.training.lora import LoadedBase, Student, initial_student
 from opd_core.training.references import References
-from opd_core.training.sft_targets import SftTargets
+from opd_core.training.sft_targets import SFT_ARRAYS, SftTargets
 from opd_core.training.sft_update import SftUpdater
 from opd_core.training.teaching import TextTeacher, TokenTeacher
 from opd_core.training.updates import Updater
@@ -45,12 +47,25 @@ class Method:
         held_out_teacher: scores held-out answers token by token; None where the method has no such teacher, or one
             whose context belongs to single rollouts.
         asks_for: what every update asks the text teacher for, and may be asked ahead.
+        written: the token-level teacher's own answers, where the mix-in learns from them.
     """
 
     updater: Updater
     teacher_name: str
     held_out_teacher: TokenTeacher | None = None
     asks_for: Wanted = "nothing"
+    written: SftTargets | None = None
+
+    def arrays(self) -> dict[str, mx.array]:
+        """What the method keeps over a restart, by name; the optimizer's state is not part of it."""
+        return self.updater.arrays() | (self.written.arrays() if self.written is not None else {})
+
+    def load_arrays(self, arrays: dict[str, mx.array]) -> None:
+        """Take back what `arrays` gave."""
+        written = {name: value for name, value in arrays.items() if name.startswith(SFT_ARRAYS)}
+        if self.written is not None:
+            self.written.load_arrays(written)
+        self.updater.load_arrays({name: value for name, value in arrays.items() if name not in written})
 
 
 def build_method(
@@ -69,8 +84,9 @@ def build_method(
     """
     if config.method in ("auto", "kl"):
         token = teachers.build_token(config, base)
-        answers = SftTargets(student, token, config.rollout_max_tokens).pairs
-        return Method(KlUpdater(student, token, config, answers, _anchor(config, base)), token.name, token)
+        answers = SftTargets(student, token, config.rollout_max_tokens)
+        kl = KlUpdater(student, token, config, answers.pairs, _anchor(config, base))
+        return Method(kl, token.name, token, written=answers)
     text = teachers.text
     if text is None:
         raise ConfigError(
@@ -86,7 +102,8 @@ def build_method(
         targets = own.pairs if coach.is_fixed else references.pairs
         updater = CoachUpdater(student, coach, config, targets, _anchor(config, base))
         asks: Wanted = "guidance" if level in ("critique", "reference") else "nothing"
-        return Method(updater, f"{text.name}, {coach.name}", coach if coach.is_fixed else None, asks)
+        held_out_teacher = coach if coach.is_fixed else None
+        return Method(updater, f"{text.name}, {coach.name}", held_out_teacher, asks, own if coach.is_fixed else None)
     if config.method == "contrast":
         start = initial_student(config, base)
         contrast = ContrastUpdater(student, start, references, config, len(train_examples))

@@ -11,6 +11,11 @@ from opd_core.training.evaluator import Evaluation
 from opd_core.training.meter import Figures
 from opd_core.training.stop_rules import PrimaryMetric, Standing, falls_off, standing
 
+MAX_SKIPPED_IN_A_ROW = 3
+"""Updates left out in a row, after which a run has diverged."""
+MAX_EMPTY_IN_A_ROW = 10
+"""Steps without anything to learn from, after which a run ends: each still costs rollouts and teacher calls."""
+
 
 @dataclass
 class RunMemory:
@@ -21,6 +26,7 @@ class RunMemory:
         best, baseline: the standings that the stop rules compare with.
         fell_off: why the run should end, once it should.
         empty_steps: steps in a row without anything to learn from.
+        skipped_in_a_row, skipped_steps: updates left out because their loss or gradient was not usable.
         teacher: totals of the text teacher.
     """
 
@@ -38,6 +44,8 @@ class RunMemory:
     baseline: Standing | None = None
     fell_off: str | None = None
     empty_steps: int = 0
+    skipped_in_a_row: int = 0
+    skipped_steps: int = 0
     teacher: Figures = field(default_factory=dict)
 
     def as_record(self) -> dict[str, Any]:
@@ -46,9 +54,11 @@ class RunMemory:
 
     @staticmethod
     def from_record(saved: dict[str, Any]) -> RunMemory:
-        """Take back what `as_record` gave; what makes a run end is forgotten, since resuming asks it to go on.
+        """Take back what `as_record` gave; why the run had come to its end is forgotten: resuming asks it to go on.
 
-        So is the choice of a probe that its budget cut short, as long as nothing was trained with it: `method` is None.
+        What counts towards an end that was not reached is kept: a run that was killed ends where it would have ended.
+        The choice of a probe that its budget cut short is forgotten as well (`method` is None), as long as nothing was
+        trained with it.
 
         Raises:
             CheckpointError: the checkpoint is of another version.
@@ -60,7 +70,8 @@ class RunMemory:
         except TypeError as error:
             raise CheckpointError(f"The checkpoint's state is of another version: {error}. Start a new run.") from error
         memory.best_key = tuple(memory.best_key) if memory.best_key is not None else None
-        memory.fell_off, memory.empty_steps = None, 0
+        memory.fell_off = None
+        memory.empty_steps = memory.empty_steps if memory.empty_steps < MAX_EMPTY_IN_A_ROW else 0
         if memory.step == 0 and memory.probe is not None and not memory.probe.get("is_complete", True):
             memory.method = memory.guidance_level = memory.probe = None
         return memory

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mlx.core as mx
+
 from opd_core.prompt_files import PromptExample
+from opd_core.training.arrays import ints
 from opd_core.training.lora import Student
 from opd_core.training.teaching import TokenTeacher
 from opd_core.training.tokenization import completion_ids, prompt_ids
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 """Ids of the student's prompt and of the answer to learn, its stop token included."""
+SFT_ARRAYS = "answers/"
 
 
 class SftTargets:
@@ -35,6 +39,30 @@ class SftTargets:
             if answer is not None:
                 found.append((prompt_ids(self._tokenizer, example.messages), answer))
         return found
+
+    def arrays(self) -> dict[str, mx.array]:
+        """The answers so far, for a checkpoint: which prompts were answered side by side decides their last bits."""
+        if not self._answers:
+            return {}
+        lengths = [-1 if ids is None else len(ids) for ids in self._answers.values()]
+        return {
+            f"{SFT_ARRAYS}prompt_ids": mx.array(list("\n".join(self._answers).encode()), dtype=mx.uint8),
+            f"{SFT_ARRAYS}lengths": mx.array(lengths, dtype=mx.int32),
+            # a last one that belongs to nobody: an empty array cannot be written
+            f"{SFT_ARRAYS}ids": mx.array(
+                [*(i for ids in self._answers.values() for i in ids or ()), 0], dtype=mx.int32
+            ),
+        }
+
+    def load_arrays(self, arrays: dict[str, mx.array]) -> None:
+        """Take back what `arrays` gave."""
+        if not arrays:
+            return
+        named, lengths, ids = (ints(arrays[f"{SFT_ARRAYS}{name}"]) for name in ("prompt_ids", "lengths", "ids"))
+        start = 0
+        for prompt_id, length in zip(bytes(named).decode().split("\n"), lengths, strict=True):
+            self._answers[prompt_id] = None if length < 0 else tuple(ids[start : start + length])
+            start += max(0, length)
 
     def _ask(self, examples: Sequence[PromptExample]) -> None:
         if not examples:

@@ -6,11 +6,9 @@ Returns values and calls an observer; it opens no database and knows no server. 
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
@@ -26,6 +24,7 @@ from opd_core.errors import (
     TrainingError,
 )
 from opd_core.prompt_files import PromptExample
+from opd_core.run_inputs import Inputs
 from opd_core.training import checkpoint as checkpoints
 from opd_core.training.ahead import Ahead, RememberingTeacher
 from opd_core.training.answers import AnswerRule
@@ -38,7 +37,8 @@ from opd_core.training.methods import Method, Teachers, build_method
 from opd_core.training.probe import Probe
 from opd_core.training.references import References
 from opd_core.training.rollouts import check_decodes
-from opd_core.training.run_memory import RunMemory
+from opd_core.training.run_checkpoints import NO_INPUTS, RunCheckpoints
+from opd_core.training.run_memory import MAX_EMPTY_IN_A_ROW, MAX_SKIPPED_IN_A_ROW, RunMemory
 from opd_core.training.run_records import RunObserver as RunObserver
 from opd_core.training.run_records import TrainingOutcome as TrainingOutcome
 from opd_core.training.step import batch_for_step, draw_rollouts, step_line
@@ -47,12 +47,6 @@ from opd_core.training.teaching import TextTeacher
 from opd_core.training.tokenization import may_think
 from opd_core.training.updates import StepResult
 from opd_core.types import EndReason
-
-MAX_SKIPPED_IN_A_ROW = 3
-MAX_EMPTY_IN_A_ROW = 10
-"""Steps without anything to learn from, after which a run ends: each still costs rollouts and teacher calls."""
-METHOD_ARRAYS = "method/"
-"""Prefix of an updater's own arrays in a checkpoint's optimizer file."""
 
 
 def train(
@@ -66,6 +60,8 @@ def train(
     resume: bool,
     text_teacher: TextTeacher | None = None,
     build_coach: BuildCoach | None = None,
+    inputs: Inputs = NO_INPUTS,
+    before_step: Callable[[], None] = lambda: None,
 ) -> TrainingOutcome:
     """Run the configured distillation; checkpoints and the best adapter go to `folder`.
 
@@ -73,10 +69,13 @@ def train(
         build_teacher: makes the token-level teacher, for method `kl`.
         text_teacher: for `coach`, `contrast`, `sft`, and for `auto`, which then probes; None: `auto` means `kl`.
         build_coach: makes the student guided by the text teacher, for `coach` and the probe.
+        inputs: hashes of what the run is trained from; kept in every checkpoint and compared on resume.
+        before_step: called before the probe, every step and every evaluation; may take its time.
 
     Raises:
         ModelFileError, CompatibilityError, ConfigError: model, adapter and teacher do not fit; nothing was trained.
-        CheckpointError: a checkpoint could not be written or, on resume, read.
+        CheckpointError: a checkpoint could not be written or, on resume, not be read or does not belong to this
+            configuration and these inputs.
         TrainingError: the loss stopped being finite; the last good checkpoint stands.
         TeacherUnavailableError: the teacher cannot be asked now; what was trained so far is in a checkpoint.
     """
@@ -88,7 +87,9 @@ def train(
     check_decodes(base.model, base.path.name)
     held_out = list(held_out_examples)[: config.eval_max_samples]
     teachers = Teachers(build_teacher, text_teacher, build_coach)
-    return _Run(config, folder, list(train_examples), held_out, student, teachers, observer).run(resume)
+    kept = RunCheckpoints(folder, config, inputs, observer)
+    run = _Run(config, kept, list(train_examples), held_out, student, teachers, observer, before_step)
+    return run.run(resume)
 
 
 class _Run:
@@ -98,14 +99,16 @@ class _Run:
     def __init__(
         self,
         config: RunConfig,
-        folder: Path,
+        kept: RunCheckpoints,
         train_examples: list[PromptExample],
         held_out: list[PromptExample],
         student: Student,
         teachers: Teachers,
         observer: RunObserver,
+        before_step: Callable[[], None],
     ) -> None:
-        self.config, self.folder, self.observer = config, folder, observer
+        self.config, self.kept, self.folder, self.observer = config, kept, kept.folder, observer
+        self.before_step = before_step
         self.train_examples, self.held_out = train_examples, held_out
         self.student = student
         remembering = (
@@ -130,7 +133,9 @@ class _Run:
                 self._begin_again()
                 saved = None
             if saved is None:
+                checkpoints.discard_after(self.folder, -1)
                 self.observer.cut_back({})
+            self.before_step()
             if not self._decide_method():
                 return self._outcome("by_user", "Stopped by request during the probe; nothing was trained.")
             self._prepare(saved)
@@ -182,10 +187,7 @@ class _Run:
         if self.remembering is not None:
             self.ahead = Ahead(self.remembering, self.references, self.method.asks_for)
         if saved is not None:
-            own = {name: value for name, value in saved.optimizer.items() if name.startswith(METHOD_ARRAYS)}
-            rest = {name: value for name, value in saved.optimizer.items() if name not in own}
-            self.method.updater.optimizer.load_arrays(rest)
-            self.method.updater.load_arrays({name.removeprefix(METHOD_ARRAYS): own[name] for name in own})
+            self.kept.load_method(self.method, saved)
         if config.method == "coach" and may_think(base.tokenizer):
             observer.log(
                 "warning: this student's chat template has a thinking mode. Guidance in the context teaches thinking "
@@ -217,8 +219,8 @@ class _Run:
 
     def _train(self) -> TrainingOutcome:
         memory, config = self.memory, self.config
-        skipped = 0
         while True:
+            self.before_step()
             if self._evaluation_owed() and not self._evaluate():
                 return self._outcome("by_user", f"Stopped by request after step {memory.step}.")
             end = self._end_in_sight()
@@ -230,12 +232,24 @@ class _Run:
             if result is None:
                 return self._outcome("by_user", f"Stopped by request after step {memory.step}.")
             memory.empty_steps = 0 if result.learned_from else memory.empty_steps + 1
-            skipped = 0 if result.finite else skipped + 1
-            if skipped >= MAX_SKIPPED_IN_A_ROW:
-                raise TrainingError(
-                    f"The loss was not finite for {skipped} steps in a row, up to step {memory.step}; the adapter "
-                    f"of step {memory.best_step} is kept. Start again with a lower learning_rate."
-                )
+            self._count_skipped(result)
+
+    def _count_skipped(self, result: StepResult) -> None:
+        memory = self.memory
+        memory.skipped_in_a_row = 0 if result.finite else memory.skipped_in_a_row + 1
+        if result.finite:
+            return
+        memory.skipped_steps += 1
+        self.observer.log(
+            f"warning: the loss or gradient of step {memory.step} is not usable (not finite, or it exploded); the "
+            f"update was left out, {memory.skipped_steps} in all"
+        )
+        if memory.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"The loss was not finite or exploded for {memory.skipped_in_a_row} steps in a row, up to step "
+                f"{memory.step} ({memory.skipped_steps} in all); the adapter of step {memory.best_step} is kept. "
+                "Start again with a lower learning_rate."
+            )
 
     def _end_in_sight(self) -> tuple[EndReason, str] | None:
         memory, patience = self.memory, self.config.early_stopping_patience
@@ -337,56 +351,35 @@ class _Run:
         return references
 
     def _save(self, is_best: bool = False) -> None:
-        """Publish a checkpoint of this step, unless it stands already."""
-        if self.saved_step == self.memory.step:
-            return
-        self.observer.phase("checkpoint", f"step {self.memory.step}")
-        self.memory.teacher = self.meter.totals()
-        state = {
-            "memory": self.memory.as_record(),
-            "positions": self.observer.positions(),
-            "versions": {name: version(name) for name in ("mlx", "mlx-lm")} | {"python": platform.python_version()},
-        }
-        updater = self.method.updater
-        own = {METHOD_ARRAYS + name: value for name, value in updater.arrays().items()}
-        path = checkpoints.save_checkpoint(
-            self.folder,
-            self.memory.step,
-            self.student.adapter_weights(),
-            self.student.adapter_config or {},
-            updater.optimizer.arrays() | own,
-            state,
-        )
+        """Publish a checkpoint of this step, unless it stands already, and its adapter when it is the best."""
+        memory = self.memory
+        path = self.folder / f"step_{memory.step:06d}"
+        is_new = self.saved_step != memory.step
+        if is_new:
+            self.observer.phase("checkpoint", f"step {memory.step}")
+            memory.teacher = self.meter.totals()
+            self.kept.save(memory, self.student, self.method, prompts=len(self.train_examples))
+            self.saved_step = memory.step
         if is_best:
+            # a checkpoint of before the evaluation stays as it is: whoever resumes from it evaluates again
             checkpoints.publish_best(self.folder, path)
+        if is_new or is_best:
+            self.observer.checkpoint(memory.step, path, is_best)
         if self.config.save_best_only:
-            checkpoints.prune_checkpoints(self.folder, self.folder / f"step_{self.memory.best_step:06d}")
-        self.saved_step = self.memory.step
-        self.observer.checkpoint(self.memory.step, path, is_best)
+            checkpoints.prune_checkpoints(self.folder, self.folder / f"step_{memory.best_step:06d}")
 
     def _restore(self) -> checkpoints.Checkpoint | None:
-        found = checkpoints.list_checkpoints(self.folder)
-        if not found:
-            self.observer.log("no checkpoint to resume from: starting from the first step")
-            checkpoints.discard_after(self.folder, -1)
+        found = self.kept.restore(self.student)
+        if found is None:
             return None
-        saved = checkpoints.load_checkpoint(found[-1])
-        self.student.load_adapter_weights(saved.adapter)
-        self.memory = RunMemory.from_record(saved.state["memory"])
+        saved, self.memory = found
         self.meter.resume(self.memory.teacher)
         self.saved_step = self.memory.step
-        best = self.folder / f"step_{self.memory.best_step:06d}"
-        if self.memory.best_key is not None and best in found:
-            checkpoints.publish_best(self.folder, best)  # a kill may have come between a checkpoint and this
-        checkpoints.discard_after(self.folder, self.memory.step)
-        self.observer.cut_back(saved.state["positions"])
-        self.observer.log(f"resumed from {found[-1].name}")
         return saved
 
     def _begin_again(self) -> None:
         """Nothing was trained yet and the probe was cut short: probe again. What it asked before costs nothing."""
         self.observer.log("the budget had cut the probe short: it is made again before the training begins")
-        checkpoints.discard_after(self.folder, -1)
         self.memory, self.saved_step = RunMemory(), -1
 
     def _ended_by_teacher(self, reason: EndReason, error: OPDError) -> TrainingOutcome:

@@ -28,6 +28,8 @@ from opd_core.training.losses import head_nll, score_nll
 from opd_core.types import Rollout
 
 TRAINING_TOKENS_PER_BATCH = 4096
+EXPLODED_LOSS = 1e4
+"""Nats a token that no model that still is one loses; the update of such a step would only spread the damage."""
 
 Values = TypeVar("Values")
 Ids = tuple[int, ...]
@@ -41,7 +43,7 @@ class StepResult:
 
     Attributes:
         applied: whether the weights moved.
-        finite: False when loss or gradient was not a finite number and the update was skipped for it.
+        finite: False when loss or gradient was not a finite number, or the loss exploded; the update was skipped.
         learned_from: rollouts or texts that took part; 0 when there was nothing to learn from in this step.
         kl_loss: None without a token-level teacher.
         gradient_norm: before clipping.
@@ -95,12 +97,15 @@ class AdapterOptimizer:
         self._adam = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0, bias_correction=True)
 
     def apply(self, gradients: object, step: int, result: StepResult) -> None:
-        """Clip and apply `gradients`, unless they or the losses in `result` are not finite; fills in `result`."""
+        """Clip and apply `gradients`, unless they or the losses in `result` are not usable; fills in `result`."""
         started = time.perf_counter()
         result.learning_rate = self.learning_rate(step)
         clipped, norm = optim.clip_grad_norm(gradients, self._config.gradient_clip_norm)
         result.gradient_norm = number(norm)
-        result.finite = math.isfinite(result.gradient_norm) and math.isfinite(result.total_loss)
+        losses = (result.kl_loss or 0.0, result.sft_loss)
+        result.finite = all(map(math.isfinite, (result.gradient_norm, result.total_loss))) and all(
+            abs(loss) <= EXPLODED_LOSS for loss in losses
+        )
         if result.finite:
             self._adam.learning_rate = result.learning_rate
             self._adam.update(self._student.model, clipped)

@@ -128,6 +128,14 @@ def test_only_held_out_prompts_are_enough() -> None:
         ("? [a]\n: 1\n", "not text"),
         ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
         ("[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a: 12:30\n", "'12:30' is not a number in plain digits"),
+        ("a: 010\n", "'010' is not"),
+        ("a: 0x10\n", "'0x10' is not"),
+        ("a: 1:30.5\n", "'1:30.5' is not"),
+        (f"a: {'9' * 5000}\n", "is not a number in plain digits"),
+        ("a: 2026-99-99\n", "month must be"),
+        ("a: !!timestamp x\n", "not valid YAML"),
+        ("a: !!int x\n", "'x' is not a number"),
     ],
 )
 def test_hostile_yaml_is_refused(text: str, words: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +22,12 @@ from opd_core.errors import (
     TeacherUnavailableError,
 )
 from opd_core.paths import HomePaths
+from opd_core.seams import REAL, Seams
 from opd_core.state.recorder import RunRecorder
 from opd_core.state.store import RunStore
 from opd_core.training import compare as comparing
 from opd_core.training import trainer
-from opd_core.types import EndReason
+from opd_core.types import EndReason, JobKind
 from opd_core.worker.jobs import Job, JobContext, JobEnd, checkpoint_folder, compare, distil
 from tests.opd_core.control.scripted_worker import COMMAND
 
@@ -68,10 +70,9 @@ class Trainer:
         observer: object,
         *,
         resume: bool,
-        text_teacher: object = None,
-        build_coach: object = None,
+        **others: object,
     ) -> trainer.TrainingOutcome:
-        self.given = {"folder": folder, "prompts": (len(train_examples), len(held_out)), "resume": resume}
+        self.given = others | {"folder": folder, "prompts": (len(train_examples), len(held_out)), "resume": resume}
         if self.publishes:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "adapters.safetensors").touch()
@@ -105,20 +106,30 @@ def test_a_run_that_published_nothing_names_no_adapter(
     assert distil(context(home, store, "run")).final_adapter_path is None
 
 
-def test_a_run_goes_on_only_from_a_complete_checkpoint(
+def test_a_run_goes_on_from_a_published_checkpoint_and_not_from_a_half_written_one(
     home: HomePaths, store: RunStore, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = Trainer("finished")
     monkeypatch.setattr(trainer, "train", fake)
     store.create("run", "distillation", config.model_dump(mode="json"))
     job = context(home, store, "run")
-    checkpoint = home.checkpoints("run") / "step_000010"
-    checkpoint.mkdir(parents=True)
+    half = home.checkpoints("run") / ".tmp-step_000010-ab"
+    half.mkdir(parents=True)
     distil(job)
     assert fake.given["resume"] is False
-    (checkpoint / "MANIFEST.json").touch()
+    half.rename(half.with_name("step_000010"))  # without a manifest: the trainer refuses it, and nobody starts over
     distil(job)
     assert fake.given["resume"] is True
+
+
+def test_a_trainer_is_told_what_its_inputs_are(
+    home: HomePaths, store: RunStore, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Trainer("finished")
+    monkeypatch.setattr(trainer, "train", fake)
+    store.create("run", "distillation", config.model_dump(mode="json"))
+    distil(context(home, store, "run"))
+    assert set(fake.given["inputs"]) == {"prompts_path"}
 
 
 def test_a_distillation_gets_both_halves_of_the_split(
@@ -215,6 +226,13 @@ class Machine:
         return self.refusals < 0
 
 
+def working(job: Job, seams: Seams = REAL) -> worker.Worker:
+    """A worker of any kind of job; the device it is given stands for its supervisor."""
+    jobs: dict[JobKind, Job] = {"distillation": job, "probe": job}
+    nothing = cast(Any, None)
+    return worker.Worker(nothing, nothing, nothing, jobs, lambda: False, seams=seams)
+
+
 def waiting_for(job: JobContext, *ends: Exception | JobEnd) -> Job:
     """A job whose attempts end so, one after the other."""
     left = list(ends)
@@ -236,11 +254,28 @@ def test_a_long_wait_gives_the_machine_away_and_the_job_begins_again_at_its_wake
     store.create("run", "distillation", {})
     job, machine, done = context(home, store, "run"), Machine(2), JobEnd("completed", "finished", "Done.")
     later = TeacherUnavailableError("The monthly cap is reached.", wake_in_seconds=0.01)
-    assert worker._work(waiting_for(job, later, later, done), job, cast(Any, machine)) == done
+    assert worker._work(job, working(waiting_for(job, later, later, done)), cast(Any, machine)) == done
     assert machine.given_back == 2
     events = [event.message for event in store.events("run") if event.kind == "state"]
     assert [message.partition(":")[0] for message in events[-4:]] == ["waiting", "running"] * 2
     assert "monthly cap" in events[-2]
+
+
+def test_a_calendar_set_back_makes_no_wait_longer(home: HomePaths, store: RunStore) -> None:
+    store.create("run", "distillation", {})
+    clock = Seams().now()
+    seconds = 0.0
+
+    def sleep(slice_seconds: float) -> None:
+        nonlocal seconds, clock
+        seconds += slice_seconds
+        clock -= timedelta(days=1)
+
+    seams = Seams(now=lambda: clock, monotonic=lambda: seconds, sleep=sleep)
+    job, done = context(home, store, "run"), JobEnd("completed", "finished", "Done.")
+    later = TeacherUnavailableError("No network.", wake_in_seconds=10.0)
+    assert worker._work(job, working(waiting_for(job, later, done), seams), cast(Any, Machine())) == done
+    assert seconds == 10.0
 
 
 def test_a_stop_ends_a_long_wait_and_the_best_adapter_is_named(home: HomePaths, store: RunStore) -> None:
@@ -250,7 +285,7 @@ def test_a_stop_ends_a_long_wait_and_the_best_adapter_is_named(home: HomePaths, 
     home.checkpoints("run").mkdir(parents=True)
     (home.checkpoints("run") / "adapters.safetensors").touch()
     later = TeacherUnavailableError("No network.", wake_in_seconds=3600.0)
-    end = worker._work(waiting_for(job, later), job, cast(Any, machine))
+    end = worker._work(job, working(waiting_for(job, later)), cast(Any, machine))
     assert (end.state, end.reason, end.final_adapter_path) == ("stopped", "by_user", home.checkpoints("run"))
 
 
@@ -268,7 +303,7 @@ def test_what_ends_a_job_of_a_paid_teacher_is_a_clean_stop(
 ) -> None:
     store.create("run", "probe", {})
     job = context(home, store, "run")
-    end = worker._work(waiting_for(job, error), job, cast(Any, Machine()))
+    end = worker._work(job, working(waiting_for(job, error)), cast(Any, Machine()))
     assert (end.state, end.reason) == ("stopped", reason)
 
 
@@ -276,4 +311,5 @@ def test_a_teacher_that_only_a_person_can_bring_back_fails_the_job(home: HomePat
     store.create("run", "probe", {})
     job = context(home, store, "run")
     with pytest.raises(TeacherUnavailableError, match="not accepted"):
-        worker._work(waiting_for(job, TeacherUnavailableError("The key is not accepted.")), job, cast(Any, Machine()))
+        unusable = waiting_for(job, TeacherUnavailableError("The key is not accepted."))
+        worker._work(job, working(unusable), cast(Any, Machine()))

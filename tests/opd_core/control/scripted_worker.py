@@ -6,6 +6,7 @@ Run as a program it is the worker; `Orders` is the test's end of the pipe.
 from __future__ import annotations
 
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def pipe(home: HomePaths, run_id: str) -> Path:
 
 
 def obey(context: JobContext) -> JobEnd:
-    """Follow orders until one of them ends the job: step, deaf, child, finish, fail, crash."""
+    """Follow orders until one of them ends the job: step, deaf, child, patience, eat, finish, fail, crash."""
     recorder, step, is_deaf = context.recorder, context.row.step, False
     recorder.phase("rollout")
     path = pipe(context.home, context.row.run_id)
@@ -59,19 +60,30 @@ def obey(context: JobContext) -> JobEnd:
         order = next_line(orders) if readable else ""
         if order == "step":
             step += 1
-            recorder.train_metrics({"step": step, "kl_loss": 1.0 / step})
+            recorder.train_metrics({"step": step, "kl_loss": 1.0 / step, "peak_memory_gb": 3.25})
         elif order == "deaf":
             is_deaf = True
             recorder.log("deaf now")
         elif order == "child":
             subprocess.Popen(["sleep", "1000"], close_fds=False)
             recorder.log("child started")
+        elif order == "patience":
+            (waits,) = context.store._database.read("PRAGMA busy_timeout")
+            recorder.log(f"waits {waits[0]} ms for the database")
+        elif order == "eat":
+            recorder.log(f"ate {len(eat())} bytes")
         elif order == "finish":
             return JobEnd("completed", "finished", "As ordered.", final_adapter_path=Path("/adapters"))
         elif order == "fail":
             raise TrainingError("The loss was not finite.")
         elif order == "crash":
             raise ZeroDivisionError("by \x1b[31mzero")
+
+
+def eat() -> bytes:
+    """Ask for more memory than this process may have from now on."""
+    resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+    return bytes(2**33)
 
 
 def next_line(descriptor: int) -> str:

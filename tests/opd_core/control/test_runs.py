@@ -196,6 +196,28 @@ def test_of_two_starts_with_one_id_the_loser_leaves_the_winners_configuration(
     assert read_config(home.config("mine")).seed == store.get("mine").config["seed"]
 
 
+def test_a_start_that_died_before_its_commit_is_no_obstacle_to_the_next(runs: Runs, home: HomePaths) -> None:
+    """The configuration is written inside the transaction; a kill between the two leaves it without a row."""
+    home.prepare()
+    home.config("mine").write_text("left: behind\n")
+    assert runs.start(config(run_id="mine", client_request_id="once")).run_id == "mine"
+    assert read_config(home.config("mine")).client_request_id == "once"
+
+
+def test_the_same_request_sent_twice_at_once_under_its_own_name_is_told_one_run(
+    runs: Runs, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(run_id="mine", client_request_id="once")
+
+    def other_is_quicker(self: Runs, run_id: str) -> None:
+        monkeypatch.undo()
+        store.create(run_id, "distillation", asked.model_dump(mode="json"), client_request_id="once")
+        raise StateError("taken")
+
+    monkeypatch.setattr(Runs, "_refuse_leftovers", other_is_quicker)
+    assert runs.start(asked).run_id == "mine"
+
+
 def test_files_of_a_run_that_is_gone_are_not_taken_over(runs: Runs, home: HomePaths) -> None:
     home.checkpoints("mine").mkdir(parents=True)
     with pytest.raises(StateError, match="exists"):

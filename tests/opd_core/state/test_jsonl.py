@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import stat
 from pathlib import Path
 
@@ -61,3 +62,26 @@ def test_files_are_private(file: JsonlFile) -> None:
     file.append([{"step": 1}])
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.path.parent.stat().st_mode) == 0o700
+
+
+def test_a_file_that_is_shorter_than_a_checkpoint_says_is_told_apart(file: JsonlFile) -> None:
+    file.append([{"step": 1}])
+    size = file.synced_size()
+    file.append([{"step": 2}])
+    assert file.cut(size) == 0 and file.synced_size() == size
+    assert file.cut(size + 7) == 7 and file.synced_size() == size
+
+
+def test_a_disk_that_fills_up_in_mid_line_leaves_none_of_it(file: JsonlFile) -> None:
+    file.append([{"step": 1}])
+    size = file.synced_size()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, before[1]))
+    try:
+        with pytest.raises(OSError):
+            file.append([{"step": 2, "text": "a long line"}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.synced_size() == size
+    file.append([{"step": 2}])
+    assert [record["step"] for record in file.read()] == [1, 2]

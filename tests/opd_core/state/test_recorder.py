@@ -10,6 +10,7 @@ import pytest
 
 from opd_core.errors import StaleWorkerError
 from opd_core.paths import HomePaths
+from opd_core.seams import Seams
 from opd_core.state import database
 from opd_core.state.recorder import RunRecorder
 from opd_core.state.rows import RunRow
@@ -48,7 +49,7 @@ def signals() -> list[str]:
 def recorder(store: RunStore, home: HomePaths, clock: Clock, signals: list[str]) -> Iterator[RunRecorder]:
     store.create("run", "distillation", {}, total_steps=30)
     store.claim("run")
-    yield RunRecorder(store, home, store.get("run"), lambda: bool(signals), clock)
+    yield RunRecorder(store, home, store.get("run"), lambda: bool(signals), Seams(monotonic=clock))
 
 
 def row(store: RunStore) -> RunRow:

@@ -74,6 +74,17 @@ def test_the_table_says_what_the_state_names_promise() -> None:
         assert {"failed", "interrupted", "stopped"} <= ALLOWED_CHANGES[state]
 
 
+def test_a_claim_by_an_outdated_look_at_the_queue_does_not_push_in(store: RunStore) -> None:
+    """A starter saw the run first in the queue; before its claim the run was cancelled and resumed."""
+    make(store, "seen first")
+    make(store, "second")
+    store.request_stop("seen first")
+    store.requeue("seen first", config={}, total_steps=30)
+    with pytest.raises(StateError, match="number 2 in the queue"):
+        store.claim("seen first", if_first=True)
+    assert (store.get("seen first").state, store.claim("second", if_first=True)) == ("queued", 1)
+
+
 def test_of_racing_claims_one_wins(store: RunStore) -> None:
     make(store)
     barrier, outcomes = threading.Barrier(8), list[object]()

@@ -8,11 +8,11 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from opd_core.checkpoint_files import list_checkpoints
 from opd_core.errors import CheckpointError
 from opd_core.training.arrays import number
 from opd_core.training.checkpoint import (
     discard_after,
-    list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
     publish_best,
@@ -68,8 +68,8 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_only_published_checkpoints_are_listed_oldest_first(tmp_path: Path) -> None:
     for step in (20, 5, 100):
         save(tmp_path, step)
-    (tmp_path / "step_000200").mkdir()  # no manifest: never published
     (tmp_path / ".tmp-step_000300-ab").mkdir()
+    (tmp_path / ".trash-step_000001-ab").mkdir()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000005", "step_000020", "step_000100"]
 
 

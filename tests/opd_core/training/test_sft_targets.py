@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -55,3 +56,26 @@ def test_a_prompt_is_asked_once(base: LoadedBase) -> None:
     for _ in range(3):
         targets.pairs([example("good one"), example("long")])
     assert teacher.asked == ["good one", "long"]
+
+
+def test_answers_survive_a_restart_and_are_not_asked_for_again(base: LoadedBase) -> None:
+    student, teacher = make_student(base), Writer()
+    prompts = [example("good one"), example("a long good one"), example("long")]
+    before = SftTargets(student, teacher, 3)
+    assert before.arrays() == {}
+    pairs = before.pairs(prompts)
+    after, silent = SftTargets(student, teacher, 3), len(teacher.asked)
+    after.load_arrays(before.arrays())
+    assert after.pairs(prompts) == pairs and len(teacher.asked) == silent
+    assert after.pairs([example("good new one")]) and teacher.asked[silent:] == ["good new one"]
+
+
+def test_answers_that_are_all_left_out_survive_a_restart_in_a_file(base: LoadedBase, tmp_path: Path) -> None:
+    teacher = Writer()
+    before, after = SftTargets(make_student(base), teacher, 3), SftTargets(make_student(base), teacher, 3)
+    before.pairs([example("long")])
+    mx.save_safetensors(str(tmp_path / "a.safetensors"), before.arrays())
+    loaded = mx.load(str(tmp_path / "a.safetensors"))
+    assert isinstance(loaded, dict)
+    after.load_arrays(loaded)
+    assert after.pairs([example("long")]) == [] and teacher.asked == ["long"]

@@ -9,7 +9,7 @@ import pytest
 
 from opd_core.errors import CheckpointError, TrainingError
 from opd_core.training.evaluator import Evaluation, SampleScore
-from opd_core.training.run_memory import RunMemory
+from opd_core.training.run_memory import MAX_EMPTY_IN_A_ROW, RunMemory
 from opd_core.training.stop_rules import PrimaryMetric, Standing, falls_off, standing
 
 
@@ -128,9 +128,11 @@ def test_the_memory_survives_a_restart_and_forgets_why_it_ended() -> None:
     take(memory, 5, evaluation(0))
     memory.empty_steps = 4
     again = RunMemory.from_record(json.loads(json.dumps(memory.as_record())))
-    assert again.fell_off is None and again.empty_steps == 0
-    again.fell_off, again.empty_steps = memory.fell_off, memory.empty_steps
+    assert again.fell_off is None and again.empty_steps == 4
+    again.fell_off = memory.fell_off
     assert again == memory
+    memory.empty_steps = MAX_EMPTY_IN_A_ROW
+    assert RunMemory.from_record(json.loads(json.dumps(memory.as_record()))).empty_steps == 0
 
 
 def test_a_record_of_another_version_is_refused() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import pytest
 
+from opd_core.checkpoint_files import list_checkpoints
 from opd_core.config import RunConfig, parse_config
 from opd_core.errors import (
     BudgetExceededError,
@@ -26,9 +27,10 @@ from opd_core.state.metrics import METRICS
 from opd_core.teachers import build_teacher
 from opd_core.teachers.coach import build_coach
 from opd_core.training import evaluator, trainer
-from opd_core.training.checkpoint import list_checkpoints, load_checkpoint
+from opd_core.training.checkpoint import load_checkpoint
 from opd_core.training.probe import Probe, ProbeReport
-from opd_core.training.trainer import MAX_EMPTY_IN_A_ROW, TrainingOutcome, train
+from opd_core.training.run_memory import MAX_EMPTY_IN_A_ROW
+from opd_core.training.trainer import TrainingOutcome, train
 from opd_core.types import Rollout
 from tests.opd_core.training.conftest import example
 from tests.opd_core.training.scripted_teacher import PRICE, ScriptedTeacher

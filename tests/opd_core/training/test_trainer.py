@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,13 @@ import mlx.core as mx
 import pytest
 from mlx_lm.utils import load
 
+from opd_core.checkpoint_files import fingerprint_file, list_checkpoints
 from opd_core.config import RunConfig, parse_config
 from opd_core.errors import CheckpointError, TrainingError
 from opd_core.teachers import build_teacher
-from opd_core.training.checkpoint import list_checkpoints, load_checkpoint
+from opd_core.training.checkpoint import load_checkpoint
 from opd_core.training.lora import LoadedBase
+from opd_core.training.methods import BuildTeacher
 from opd_core.training.step import batch_for_step
 from opd_core.training.teaching import TokenTeacher
 from opd_core.training.trainer import TrainingOutcome, train
@@ -180,7 +183,7 @@ def test_resuming_from_an_earlier_checkpoint_replays_the_lost_steps_exactly(mode
     config, recorder, again = settings(model, num_training_steps=5), Recorder(), Recorder()
     run(config, tmp_path / "run", recorder)
     for path in list_checkpoints(tmp_path / "run")[-1:]:  # as if the process had died before the last checkpoint
-        (path / "MANIFEST.json").unlink()
+        shutil.rmtree(path)
     run(config, tmp_path / "run", again, resume=True)
     resumed_from = 4
     assert without_times(again.lines) == without_times(recorder.lines[resumed_from:])
@@ -291,3 +294,116 @@ def test_a_kill_before_the_best_adapter_was_published_is_made_good_on_resume(mod
     (tmp_path / "run" / "adapters.safetensors").write_bytes(b"of an earlier step")
     run(config, tmp_path / "run", Recorder(), resume=True)
     assert (tmp_path / "run" / "adapters.safetensors").read_bytes() == best.read_bytes()
+
+
+def test_the_best_of_an_evaluation_made_up_for_after_a_stop_is_published(model: Path, tmp_path: Path) -> None:
+    """The stop left a checkpoint of the step before its evaluation; the evaluation then finds the best adapter."""
+    config = settings(model, num_training_steps=24, eval_every_steps=8)
+    whole, first, second = Recorder(), Recorder(stop_after=8), Recorder()
+    run(config, tmp_path / "whole", whole)
+    assert whole.evaluations[1]["is_best"], "else this test shows nothing"
+    run(config, tmp_path / "parts", first)
+    run(config.model_copy(update={"num_training_steps": 9}), tmp_path / "parts", second, resume=True)
+    assert second.evaluations[0]["step"] == 8 and second.evaluations[0]["is_best"]
+    assert (8, True) in second.saved
+    published = (tmp_path / "parts" / "adapters.safetensors").read_bytes()
+    best = 9 if second.evaluations[-1]["is_best"] else 8
+    assert published == (tmp_path / "parts" / f"step_{best:06d}" / "adapters.safetensors").read_bytes()
+
+
+def broken_at(*steps: int) -> BuildTeacher:
+    """The teacher whose scores are not numbers at these training steps (each has two batches of rollouts)."""
+
+    def build(config: RunConfig, base: LoadedBase) -> TokenTeacher:
+        teacher = build_teacher(config, base)
+        sound = teacher.states
+        prompts = {e.prompt for step in steps for e in batch_for_step(TRAIN, step, config.batch_size, config.seed)}
+
+        def states(conversations: Sequence[Sequence[Message]], completions: Sequence[Sequence[int]]) -> mx.array:
+            found = sound(conversations, completions)
+            return found * float("nan") if conversations[0][0]["content"] in prompts else found
+
+        teacher.states = states  # type: ignore[method-assign]
+        return teacher
+
+    return build
+
+
+def test_a_step_that_cannot_be_used_is_skipped_counted_and_trained_past(model: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    config = settings(model, num_training_steps=3, batch_size=1)
+    outcome = train(config, tmp_path / "run", TRAIN, HELD_OUT, broken_at(2), recorder, resume=False)
+    assert outcome.end_reason == "finished"
+    assert [line["update_skipped"] for line in recorder.lines] == [False, True, False]
+    memory = load_checkpoint(tmp_path / "run" / "step_000003").state["memory"]
+    assert (memory["skipped_steps"], memory["skipped_in_a_row"]) == (1, 0)
+
+
+def test_steps_skipped_before_a_kill_count_towards_the_end_after_it(model: Path, tmp_path: Path) -> None:
+    """Else a run that is killed now and then would never see that it has diverged."""
+    config = settings(model, num_training_steps=9, batch_size=1, checkpoint_every_steps=1)
+    broken = broken_at(2, 3, 4)
+    stopped = train(config, tmp_path / "run", TRAIN, HELD_OUT, broken, Recorder(stop_after=3), resume=False)
+    assert stopped.end_reason == "by_user"
+    with pytest.raises(TrainingError, match=r"3 steps in a row, up to step 4 \(3 in all\)"):
+        train(config, tmp_path / "run", TRAIN, HELD_OUT, broken, Recorder(), resume=True)
+    assert load_checkpoint(list_checkpoints(tmp_path / "run")[-1]).state["memory"]["step"] == 3
+
+
+def test_a_checkpoint_says_what_it_was_trained_from_and_with(model: Path, tmp_path: Path) -> None:
+    config, inputs = settings(model, num_training_steps=2), {"prompts_path": "abc"}
+    train(config, tmp_path / "run", TRAIN, HELD_OUT, build_teacher, Recorder(), resume=False, inputs=inputs)
+    state = load_checkpoint(tmp_path / "run" / "step_000002").state
+    assert state["inputs"] == inputs and state["config"] == config.model_dump(mode="json")
+    assert {"python", "mlx", "mlx-lm"} <= set(state["versions"])
+    assert state["random"]["seed"] == config.seed and state["data"] == {"prompts": 10, "prompts_drawn": 6}
+    with pytest.raises(CheckpointError, match="prompts_path"):
+        other = {"prompts_path": "def"}
+        train(config, tmp_path / "run", TRAIN, HELD_OUT, build_teacher, Recorder(), resume=True, inputs=other)
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        run(settings(model, learning_rate=0.1), tmp_path / "run", Recorder(), resume=True)
+
+
+def test_a_checkpoint_of_another_student_is_refused_before_anything_changes(model: Path, tmp_path: Path) -> None:
+    config = settings(model, num_training_steps=1)
+    run(config, tmp_path / "run", Recorder())
+    for name, value in (("lora_rank", 8), ("lora_keys", ("self_attn.q_proj",))):
+        other = settings(model, num_training_steps=1, **{name: value})
+        run(other, tmp_path / name, Recorder())
+        shutil.rmtree(tmp_path / "run" / "step_000001", ignore_errors=True)
+        path = shutil.copytree(tmp_path / name / "step_000001", tmp_path / "run" / "step_000001")
+        saved = json.loads((path / "state.json").read_text())
+        (path / "state.json").write_text(json.dumps({**saved, "config": {}}))
+        manifest = json.loads((path / "MANIFEST.json").read_text())
+        manifest["state.json"] = fingerprint_file(path / "state.json")
+        (path / "MANIFEST.json").write_text(json.dumps(manifest))
+        with pytest.raises(CheckpointError, match="does not fit the run's student"):
+            run(config, tmp_path / "run", Recorder(), resume=True)
+
+
+def test_half_written_checkpoints_go_when_a_run_begins_or_goes_on(model: Path, tmp_path: Path) -> None:
+    for resume in (False, True):
+        (tmp_path / "run" / ".tmp-step_000000-ab").mkdir(parents=True)
+        run(settings(model, num_training_steps=1), tmp_path / "run", Recorder(), resume=resume)
+        assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+def test_the_work_before_each_step_is_waited_for(model: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    recorder = Recorder()
+    train(
+        settings(model, num_training_steps=2), tmp_path / "run", TRAIN, HELD_OUT, build_teacher, recorder,
+        resume=False, before_step=lambda: seen.append(len(recorder.lines)),
+    )  # fmt: skip
+    assert seen == [0, 0, 1, 2]
+
+
+def test_a_damaged_best_checkpoint_does_not_replace_the_published_adapter(model: Path, tmp_path: Path) -> None:
+    """The newest one is sound, so the run goes on; what was published of the best is still whole."""
+    config = settings(model)
+    outcome = run(config, tmp_path / "run", Recorder(stop_after=2))
+    assert (outcome.best_step, outcome.final_step) == (0, 2)
+    published = (tmp_path / "run" / "adapters.safetensors").read_bytes()
+    (tmp_path / "run" / "step_000000" / "adapters.safetensors").write_bytes(bytes(len(published)))
+    assert run(config, tmp_path / "run", Recorder(stop_after=0), resume=True).final_step == 2
+    assert (tmp_path / "run" / "adapters.safetensors").read_bytes() == published

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -73,3 +74,27 @@ def test_a_gradient_that_is_not_finite_is_not_applied() -> None:
     assert sound.applied and sound.gradient_norm == pytest.approx(7.0)
     assert sound.learning_rate == pytest.approx(config.learning_rate / 2)
     assert not bool(mx.array_equal(student.model.table, before))
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {"total_loss": float("nan")},
+        {"total_loss": float("inf")},
+        {"kl_loss": float("nan")},
+        {"kl_loss": 2e4},
+        {"sft_loss": 2e4},
+    ],
+)
+def test_a_loss_that_is_not_finite_or_explodes_moves_nothing(base: LoadedBase, losses: dict[str, float]) -> None:
+    student = make_student(base, None, NewAdapter(2, 2.0))
+    optimizer = AdapterOptimizer(student, parse_config({"base_model_path": "m", "prompts_path": "p"}))
+    before = {name: np.array(value) for name, value in student.adapter_weights().items()}
+    _, gradient = nn.value_and_grad(student.model, lambda model: mx.sum(model(mx.array([[1, 2]]))))(student.model)
+    result = StepResult(**losses)  # type: ignore[arg-type]
+    optimizer.apply(gradient, 1, result)
+    assert not result.finite and not result.applied
+    assert all(np.array_equal(before[name], np.array(value)) for name, value in student.adapter_weights().items())
+    sound = StepResult(kl_loss=5e3, total_loss=1e6)  # a weight may make the whole large
+    optimizer.apply(gradient, 1, sound)
+    assert sound.finite and sound.applied
