@@ -314,7 +314,7 @@ def plain_rule(item: Mapping[str, Any]) -> str:
 def _is_number_text(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: a whole number of hundreds of digits
         return False
     return isinstance(value, str)
 

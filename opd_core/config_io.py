@@ -7,6 +7,7 @@ and types are checked by `RunConfig`, so that `no`, `1e-4` or `12:30` never pass
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import yaml
 
 from opd_core.config import RunConfig, grouped, parse_config
 from opd_core.errors import ConfigError
+from opd_core.types import clean_text
 
 MAX_CONFIG_BYTES = 1_000_000
+PLAIN_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,29})")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses aliases and duplicate keys."""
+    """SafeLoader that refuses aliases, duplicate keys and numbers that are not written as one would say them."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -36,6 +39,20 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_plain_number(self, node: yaml.ScalarNode) -> float:
+        """YAML 1.1 reads 12:30 as 750, 010 as 8 and thousands of digits until Python refuses."""
+        text = self.construct_scalar(node)
+        if node.tag.endswith(":int") and PLAIN_INTEGER.fullmatch(text):
+            return int(text)
+        if node.tag.endswith(":float") and ":" not in text:
+            return self.construct_yaml_float(node)
+        problem = f"{clean_text(text, 40)!r} is not a number in plain digits; put a text in quotes"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+for _kind in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _StrictLoader.construct_plain_number)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -70,6 +87,8 @@ def parse_yaml(text: str, name: str) -> Any:
         raise ConfigError(f"{name} is not valid YAML{where}: {getattr(error, 'problem', None) or error}.") from error
     except RecursionError as error:
         raise ConfigError(f"{name} is nested too deeply to be a configuration.") from error
+    except (ValueError, AttributeError) as error:  # a tag or a date whose value is not one
+        raise ConfigError(f"{name} is not valid YAML: {clean_text(str(error), 100)}.") from error
 
 
 def to_yaml(config: RunConfig) -> str:

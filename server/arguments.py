@@ -6,7 +6,6 @@ validation, which would ignore unknown arguments and answer wrong ones with a fr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from pydantic import BaseModel, Field, Strict, ValidationError, model_validator
 from opd_core.comparison import MAX_CANDIDATES, Candidate
 from opd_core.config import Frozen, RunConfig, config_error, explain_validation, parse_config
 from opd_core.errors import ConfigError
+from opd_core.matching import STRICT_JSON
 from opd_core.types import RunState
 
 DEFAULT_WAIT_SECONDS = 20.0
@@ -79,6 +79,12 @@ class ResumeArguments(RunArguments):
         None, ge=0.0, le=1e6, description="New budget of the run; needs confirmed when it is larger."
     )
     confirmed: bool = Field(False, description="The user agreed to the larger budget.")
+    from_step: int | None = Field(
+        None, ge=0, description="Go on from the checkpoint of this step; later ones, a damaged one too, are given up."
+    )
+    accept_changes: bool = Field(
+        False, description="The user wants to go on though prompts, models or adapter were changed since."
+    )
 
 
 class CompareArguments(Frozen):
@@ -169,7 +175,7 @@ def _undo_json_strings(model: type[BaseModel], arguments: Mapping[str, Any]) -> 
     for name, value in arguments.items():
         if isinstance(value, str) and value[:1] in ("[", "{") and not _takes_text(properties.get(name)):
             try:
-                given[name] = json.loads(value)
+                given[name] = STRICT_JSON.decode(value)
             except (ValueError, RecursionError) as error:
                 raise config_error([f"{name} is a text that is not valid JSON: {str(error)[:100]}"]) from None
     return given

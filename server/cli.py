@@ -49,7 +49,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("file", type=Path, metavar="FILE", help="configuration, .yaml or .json")
     status = _add(commands, "status", _status, "show a run: the current one, else the latest")
     status.add_argument("run_id", nargs="?", metavar="RUN_ID", help="a run's id or a unique beginning of it")
-    _add(commands, "doctor", _doctor, "check this machine, its settings and how fast the server answers")
+    doctor = _add(
+        commands, "doctor", _doctor, "check this machine, its settings, its home and how fast the server answers"
+    )
+    doctor.add_argument("--repair", action="store_true", help="mend what was left behind in the home, and nothing else")
     _add_money(commands)
     gguf = _add(commands, "import-gguf", _import_gguf, "turn a Llama-architecture GGUF file into an MLX model folder")
     gguf.add_argument("file", type=Path, metavar="FILE", help="the GGUF file")
@@ -147,10 +150,11 @@ def _status(options: argparse.Namespace) -> int:
     return print_status(options.run_id)
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> int:
     from server.doctor import examine
+    from server.repairing import look_after_home
 
-    return examine()
+    return max(examine(), look_after_home(options.repair))
 
 
 def _import_gguf(options: argparse.Namespace) -> int:

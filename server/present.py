@@ -147,7 +147,17 @@ def status_summary(row: RunRow) -> str:
         "failed": f"{name} failed{where}: {tidy(row.error_message) or 'no message was recorded'}",
         "interrupted": f"{name} was interrupted{where}: its worker process died.",
     }
-    return sentences[row.state] + money_sentence(row)
+    return sentences[row.state] + _stalled(row) + money_sentence(row)
+
+
+def _stalled(row: RunRow) -> str:
+    """That a living worker shows no progress, and for how long."""
+    if not row.is_stalled:
+        return ""
+    return (
+        f" It is stalled: its worker lives, but has shown no progress for {duration(row.heartbeat_age_seconds)}. The "
+        "worker may be suspended, or the machine slept; it goes on by itself when it can."
+    )
 
 
 def _early(row: RunRow) -> str:

@@ -154,6 +154,8 @@ class Tools:
             arguments.num_training_steps,
             arguments.max_budget_usd,
             arguments.confirmed,
+            arguments.from_step,
+            arguments.accept_changes,
         )
         answer = answers.resumed(row)
         return reply(answer, [answer.message])

@@ -54,6 +54,8 @@ class UseCases(Protocol):
         num_training_steps: int | None,
         max_budget_usd: float | None,
         confirmed: bool,
+        from_step: int | None,
+        accept_changes: bool,
     ) -> RunRow: ...
     def start_comparison(self, arguments: CompareArguments) -> RunRow: ...
     def comparison_result(self, job_id: str) -> dict[str, Any]: ...
@@ -137,10 +139,16 @@ class HomeUseCases:
         return self._runs.stop(run_id, timeout_seconds)
 
     def resume(
-        self, run_id: str | None, num_training_steps: int | None, max_budget_usd: float | None, confirmed: bool
+        self,
+        run_id: str | None,
+        num_training_steps: int | None,
+        max_budget_usd: float | None,
+        confirmed: bool,
+        from_step: int | None,
+        accept_changes: bool,
     ) -> RunRow:
         """Queue a run again."""
-        return self._runs.resume(run_id, num_training_steps, max_budget_usd, confirmed)
+        return self._runs.resume(run_id, num_training_steps, max_budget_usd, confirmed, from_step, accept_changes)
 
     def start_comparison(self, arguments: CompareArguments) -> RunRow:
         """Queue a comparison; what was left out is taken from the run.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 from opd_core.config import RunConfig
 from opd_core.money.amounts import pico_from_usd
-from opd_core.money.ledger import Ledger
+from opd_core.money.ledger import DatabasePlace, Ledger
 from opd_core.money.pricing import PriceTable
 from opd_core.money.response_cache import ResponseCache
 from opd_core.settings import Settings
@@ -20,7 +19,7 @@ from opd_core.teachers.waiting import OnWait, utc_moment
 def hire_claude(
     config: RunConfig,
     settings: Settings,
-    database: Path,
+    database: DatabasePlace,
     *,
     run_id: str,
     owner: str,

@@ -8,9 +8,10 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from opd_core.errors import TeacherStoppedError
+from opd_core.seams import utc_moment as utc_moment
 from opd_core.teachers.transport import Transport, direct_transport
 
 VISIBLE_SECONDS = 60.0  # a longer wait is the run's state `waiting`
@@ -18,11 +19,6 @@ SLICE_SECONDS = 0.25  # how long a stop can go unnoticed
 
 OnWait = Callable[[str, float], None]
 """Told the reason and how many seconds from now the wait ends; `("", 0.0)` when it is over."""
-
-
-def utc_moment() -> datetime:
-    """The present moment in UTC."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,15 @@ class FakeUseCases:
         return self._row()
 
     def resume(
-        self, run_id: str | None, num_training_steps: int | None, max_budget_usd: float | None, confirmed: bool
+        self,
+        run_id: str | None,
+        num_training_steps: int | None,
+        max_budget_usd: float | None,
+        confirmed: bool,
+        from_step: int | None,
+        accept_changes: bool,
     ) -> RunRow:
-        self._note("resume", run_id, num_training_steps, max_budget_usd, confirmed)
+        self._note("resume", run_id, num_training_steps, max_budget_usd, confirmed, from_step, accept_changes)
         return self._row()
 
     def start_comparison(self, arguments: CompareArguments) -> RunRow:

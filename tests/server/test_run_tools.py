@@ -120,7 +120,7 @@ def test_stop_that_needs_longer_says_so() -> None:
 
 def test_resume_hands_on_what_may_change() -> None:
     cases = FakeUseCases(rows=[make_row(state="queued", queue_position=1, checkpoint_path="/c/step_000010")])
-    arguments = {"num_training_steps": 60, "max_budget_usd": 5, "confirmed": True}
-    data = data_of(call(cases, "resume_distillation", arguments))
-    assert cases.asked == [("resume", None, 60, 5, True)]
+    arguments = {"num_training_steps": 60, "max_budget_usd": 5, "confirmed": True, "from_step": 10}
+    data = data_of(call(cases, "resume_distillation", arguments | {"accept_changes": True}))
+    assert cases.asked == [("resume", None, 60, 5, True, 10, True)]
     assert data["from_step"] == 10 and data["status"] == "success"
