@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from opd_core.model_files import ModelInfo
 
 MAX_LISTED = 25
-MAIN_METRICS = {
-    "train": ("kl_loss", "kl_divergence_mean", "student_entropy", "teacher_alignment_pct", "tokens_per_second"),
-    "eval": ("reverse_kl", "task_score", "teacher_agreement_pct", "completion_tokens_mean"),
-}
 # What a history line keeps; `final_metrics` has every field.
 HISTORY_FIELDS = {
     "train": (
@@ -182,17 +178,16 @@ def waited(row: RunRow, timeout_seconds: float) -> schemas.WaitAnswer:
 
 def metric_lines(
     row: RunRow, series: Literal["train", "eval"], lines: Sequence[Mapping[str, Any]]
-) -> tuple[schemas.MetricsAnswer, list[str]]:
-    """The thinned series and its facts for the text."""
+) -> schemas.MetricsAnswer:
+    """The thinned series."""
     full = [tidy(line, 200) for line in lines]
     history = [{name: line[name] for name in HISTORY_FIELDS[series] if line.get(name) is not None} for line in full]
     kept = replies.thin(history)
     cut = None
     if len(kept) < len(history):
         cut = f"{len(history) - len(kept)} of {len(history)} lines were left out; ask with since_step for a part."
-    main = MAIN_METRICS[series]
-    change = _change(kept, main[0])
-    answer = schemas.MetricsAnswer(
+    change = _change(kept, replies.MAIN_METRICS[series][0])
+    return schemas.MetricsAnswer(
         summary=f"Run {row.run_id} has {len(kept)} {series} lines here, {progress_line(row)}{change}.",
         next_step=f"Call get_status with run_id {row.run_id} for the whole picture, or wait_for_run to follow it."
         if kept
@@ -203,7 +198,6 @@ def metric_lines(
         final_metrics=full[-1] if full else None,
         cut=cut,
     )
-    return answer, [*replies.metrics_facts(kept, main), *([cut] if cut else [])]
 
 
 def _change(lines: Sequence[Mapping[str, Any]], name: str) -> str:

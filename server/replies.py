@@ -19,6 +19,7 @@ from server.schemas import (
     Entry,
     EstimateAnswer,
     EvalEntry,
+    MetricsAnswer,
     ModelsAnswer,
     PaidEntry,
     RunsAnswer,
@@ -31,6 +32,10 @@ T = TypeVar("T", bound=Entry)
 MAX_RESULT_BYTES = 20_000
 MAX_DATA_BYTES = 13_000
 MAX_TEXT_CHARACTERS = 4_000
+MAIN_METRICS = {
+    "train": ("kl_loss", "kl_divergence_mean", "student_entropy", "teacher_alignment_pct", "tokens_per_second"),
+    "eval": ("reverse_kl", "task_score", "teacher_agreement_pct", "completion_tokens_mean"),
+}
 
 
 def reply(answer: Answer, facts: Iterable[str] = ()) -> CallToolResult:
@@ -195,15 +200,17 @@ def eval_line(entry: EvalEntry) -> str:
     return ", ".join(parts)
 
 
-def metrics_facts(lines: Sequence[Mapping[str, Scalar]], names: Sequence[str]) -> list[str]:
-    """A short table: step and the named figures of at most twelve lines."""
+def metrics_facts(answer: MetricsAnswer) -> list[str]:
+    """A short table: step and the main figures of at most twelve lines."""
+    lines = answer.metrics_history
     stride = max(1, -(-len(lines) // 12))
     shown = [*lines[:-1:stride], lines[-1]] if lines else []
-    return [
+    table = [
         f"- step {line.get('step')}: "
-        + ", ".join(f"{name} {line[name]}" for name in names if line.get(name) is not None)
+        + ", ".join(f"{name} {line[name]}" for name in MAIN_METRICS[answer.series] if line.get(name) is not None)
         for line in shown
     ]
+    return [*table, *([answer.cut] if answer.cut else [])]
 
 
 def runs_facts(answer: RunsAnswer) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 from mcp import StdioServerParameters
 from mcp.client import Client
 
-from server.app import argument_model
 from server.texts import TOOLS
+from server.verbs import VERBS
 from tests.server.fakes import ERAS, Era, data_of, text_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,8 +70,9 @@ def test_starting_and_reading_make_no_home(tmp_path: Path) -> None:
 
 
 def test_every_tool_has_its_text_and_its_arguments() -> None:
-    for name in TOOLS:
-        assert argument_model(name).model_config["extra"] == "forbid"
+    assert list(TOOLS) == list(VERBS)
+    for verb in VERBS.values():
+        assert verb.arguments.model_config["extra"] == "forbid"
 
 
 @pytest.mark.parametrize("era", ERAS)
