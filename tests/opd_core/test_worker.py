@@ -277,3 +277,12 @@ def test_a_teacher_that_only_a_person_can_bring_back_fails_the_job(home: HomePat
     job = context(home, store, "run")
     with pytest.raises(TeacherUnavailableError, match="not accepted"):
         worker._work(waiting_for(job, TeacherUnavailableError("The key is not accepted.")), job, cast(Any, Machine()))
+
+
+def test_a_worker_steps_back_by_the_same_amount_whoever_starts_it() -> None:
+    script = (
+        "import os; from opd_core.worker.__main__ import step_back; step_back(); step_back();"
+        "print(os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    found = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert int(found.stdout) == max(10, os.getpriority(os.PRIO_PROCESS, 0))
