@@ -17,6 +17,7 @@ from typing import Any, Literal
 from opd_core.comparison import ComparisonSpec
 from opd_core.config import RunConfig, parse_config
 from opd_core.config_io import to_yaml
+from opd_core.control.confirming import require_judge, require_raise, require_start
 from opd_core.control.logs import log_tail
 from opd_core.control.preflight import Preflight, check, check_comparison
 from opd_core.control.preflight_paid import month_ledger
@@ -73,6 +74,7 @@ class Runs:
         """Check, record and start (or queue) a run; the same client_request_id gives the same run again.
 
         Raises:
+            ConfirmationNeededError: it may spend more than is spent without asking (`confirming.py`).
             OPDError: refused; no row, file or lock is left behind.
         """
         return self._start(config, "distillation")
@@ -97,6 +99,7 @@ class Runs:
             self._refuse_other_arguments(config, repeated)
             return self.status(repeated.run_id)
         found = self._check(config)
+        require_start(found, kind, self._settings)
         self._home.prepare()
 
         def create(run_id: str) -> RunRow:
@@ -128,10 +131,11 @@ class Runs:
                     "a new one with another client_request_id."
                 )
 
-    def start_comparison(self, spec: ComparisonSpec) -> RunRow:
+    def start_comparison(self, spec: ComparisonSpec, confirmed: bool = False) -> RunRow:
         """Queue a comparison of adapters on the held-out prompts of a run.
 
         Raises:
+            ConfirmationNeededError: its judge may spend more than is spent without asking.
             RunNotFoundError: no such run.
             PathError: an adapter lies outside the allowed folders or does not exist.
         """
@@ -139,6 +143,7 @@ class Runs:
         if source.kind != "distillation":
             raise StateError(f"{source.run_id} is a {source.kind}; name a distillation run to compare adapters of.")
         checked = self._comparison_preflight(spec, parse_config(source.config), self._roots, self._settings)
+        require_judge(checked, confirmed)
 
         def create(job_id: str) -> RunRow:
             named = checked.model_copy(update={"job_id": job_id, "run_id": source.run_id})
@@ -213,7 +218,8 @@ class Runs:
 
         Raises:
             StateError: it is in another state.
-            ConfigError: fewer steps than before, or a larger budget without `confirmed`.
+            ConfigError: fewer steps than before.
+            ConfirmationNeededError: a larger budget without `confirmed`.
         """
         self._supervisor.reconcile()
         row = self._store.resolve(run_id)
@@ -222,7 +228,8 @@ class Runs:
         if row.kind == "comparison":
             self._store.requeue(row.run_id, config=row.config, total_steps=0)
             return self.status(row.run_id)
-        config = self._check(changed_config(row, num_training_steps, max_budget_usd, confirmed)).config
+        config = self._check(changed_config(row, num_training_steps, max_budget_usd)).config
+        require_raise(row, config.max_budget_usd, confirmed)
         self._home.prepare()
         if confirmed and self._ledger.totals(row.run_id).limit_pico < pico_from_usd(config.max_budget_usd):
             with contextlib.suppress(StateError):  # it has no budget yet: its worker opens one
