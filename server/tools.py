@@ -13,13 +13,15 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
-from mcp_types import CallToolResult, ToolAnnotations
+from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import BaseModel
 
 from opd_core.errors import OPDError
-from server.arguments import input_schema, without_titles
+from server.confirm import confirmed_call
 from server.replies import reply
+from server.study_schemas import PlotAnswer
 from server.texts import TOOLS
+from server.tool_schemas import offered_input, offered_output
 from server.verbs import VERBS, Verbs
 
 
@@ -32,13 +34,14 @@ class CheckedArguments(ArgModelBase):
 class LazyTool(Tool):
     """A tool whose output schema is made when it is first listed, not while the server starts."""
 
-    answer: type[BaseModel]
+    answer: type[BaseModel] | None
 
     @cached_property
     def output_schema(self) -> dict[str, Any] | None:
-        """The schema of the answer's model."""
-        schema: dict[str, Any] = without_titles(self.answer.model_json_schema(mode="serialization"))
-        return schema
+        """The schema of the answer's model; none for a tool that shows a picture."""
+        if self.answer is None:
+            return None
+        return offered_output(self.answer)
 
 
 def tool(verbs: Verbs, name: str) -> Tool:
@@ -49,13 +52,12 @@ def tool(verbs: Verbs, name: str) -> Tool:
         name=name,
         title=text.title,
         description=text.description,
-        parameters=input_schema(verb.arguments),
+        parameters=offered_input(name, verb.arguments),
         fn_metadata=FuncMetadata(arg_model=CheckedArguments),
         is_async=True,
         context_kwarg="context",
-        answer=verb.answer,
+        answer=None if verb.shows_image else verb.answer,
         annotations=ToolAnnotations(
-            title=text.title,
             read_only_hint=text.read_only,
             destructive_hint=text.destructive,
             idempotent_hint=text.idempotent,
@@ -64,12 +66,29 @@ def tool(verbs: Verbs, name: str) -> Tool:
     )
 
 
-def _function(verbs: Verbs, name: str) -> Callable[..., Awaitable[CallToolResult]]:
-    async def call(arguments: BaseModel, context: Context) -> CallToolResult:
+async def call_tool(
+    verbs: Verbs, name: str, arguments: BaseModel, context: Context
+) -> CallToolResult | InputRequiredResult:
+    """Carry out one call: the verb's answer as a result, or a question to the user that comes first.
+
+    Raises:
+        OPDError: what the verb refused, or the user.
+    """
+    answer = await confirmed_call(verbs, name, arguments, context)
+    if isinstance(answer, InputRequiredResult):
+        return answer
+    if isinstance(answer, PlotAnswer):
+        from server.plot_answers import image_reply
+
+        return image_reply(answer, VERBS[name].facts(answer))
+    return reply(answer, VERBS[name].facts(answer))
+
+
+def _function(verbs: Verbs, name: str) -> Callable[..., Awaitable[CallToolResult | InputRequiredResult]]:
+    async def call(arguments: BaseModel, context: Context) -> CallToolResult | InputRequiredResult:
         try:
-            answer = await verbs.call(name, arguments, context.report_progress)
+            return await call_tool(verbs, name, arguments, context)
         except OPDError as error:
             raise ToolError(str(error)) from None
-        return reply(answer, VERBS[name].facts(answer))
 
     return call

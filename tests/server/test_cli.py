@@ -11,7 +11,7 @@ from opd_core.money.ledger import Ledger
 from opd_core.paths import HomePaths
 from server.cli import main
 
-COMMANDS = ("serve", "demo", "run", "status", "doctor", "unfreeze", "import-gguf")
+COMMANDS = ("serve", "demo", "run", "status", "doctor", "install", "unfreeze", "import-gguf")
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda words: " ".join(words) or "opd")
@@ -39,6 +39,13 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     output = capsys.readouterr()
     assert output.out == "" and output.err.count("\n") == 1
     return output.err
+
+
+@pytest.mark.parametrize("options", [["--port", "9000"], ["--allow-remote"], ["--allow-host", "opd.example.org"]])
+def test_options_of_the_http_door_are_refused_without_it(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "need --http" in refused(["serve", *options], capsys)
 
 
 def test_status_without_a_run_is_one_sentence(
