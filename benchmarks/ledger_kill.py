@@ -1,12 +1,13 @@
 """Kill paying workers at random and compare the ledger with the bill of an endpoint that knows nothing of it.
 
-Four workers buy replies from a local HTTP endpoint through the real ledger, price table and response cache, under a
-limit that is raised only when it is all but used up. The endpoint answers, answers late, fails after billing, refuses
-without billing or reports nonsense; and workers get SIGKILL before their call is billed, after it, after the reply, or
-at any other moment. Promises, each looked at whenever something is billed and every few milliseconds:
+Four workers buy replies with the real client: `ClaudeTeacher` with its cashier, asker, retries and official SDK, over a
+real socket, from the scripted endpoint of the tests, under a limit that is raised only when it is all but used up. The
+endpoint answers, answers late, fails after billing, refuses without billing, hangs up or reports nonsense; and workers
+get SIGKILL when a call is reserved and not sent, sent and not billed, billed and not answered, answered and not
+settled, or at any other moment. Promises, each looked at whenever something is billed and every few milliseconds:
 
-    bill ≤ spent + reserved ≤ limit; no request settled twice; no stored reply bought again; no call charged less than
-    it was billed; the totals can be rebuilt from the calls
+    bill ≤ spent + reserved ≤ limit; no request sent without a reservation of its own; no request settled twice; no
+    stored reply bought again; no request charged less than it was billed; the totals can be rebuilt from the calls
 
 Exit code 1 only when a promise is broken.
 """
@@ -15,12 +16,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import json
 import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -29,39 +30,49 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import anthropic
+
 from opd_core.control.processes import try_lock
-from opd_core.errors import BadUsageError, BudgetExceededError, DuplicateCallError, LedgerDamagedError
-from opd_core.money.amounts import PICO_PER_USD, format_usd
+from opd_core.errors import LedgerDamagedError
+from opd_core.message_params import API_VERSION, body_bytes
+from opd_core.money.amounts import format_usd
 from opd_core.money.ledger import Ledger
-from opd_core.money.pricing import PriceTable, Usage, cost_pico, prompt_upper_bound, reservation_pico
-from opd_core.money.response_cache import ResponseCache, request_key
+from opd_core.money.pricing import PriceTable, reservation_pico
+from opd_core.money.response_cache import request_key
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tests are no installed package
+from benchmarks.ledger_kill_worker import (
+    BY_ENDPOINT,
+    MAX_TOKENS,
+    MODEL,
+    MOMENTS,
+    MONTH_LIMIT_PICO,
+    RUN_ID,
+    TICK_SECONDS,
+    VERSION,
+    work,
+)
+from tests.endpoint import Endpoint, JsonObject, Reply, error, request_data
 
 WORKERS = 4
-RUN_ID = "benchmark"
-MODEL = "claude-haiku-4-5"
-INPUT_PICO, OUTPUT_PICO = 1_000_000, 5_000_000  # the endpoint's own price list: $1 and $5 per million tokens
-MAX_TOKENS = 400
-MONTH_LIMIT_PICO = 1_000 * PICO_PER_USD
-CLIENT_TIMEOUT_SECONDS, LATE_SECONDS = 0.3, 0.5
-TICK_SECONDS = 0.005
+LATE_SECONDS = 1.4  # more than the client waits
 STUCK_SECONDS = 60.0
-OUTCOMES = {"answer": 80, "refuse": 6, "fail": 5, "cut": 4, "nonsense": 4, "late": 1}
-KILL_MOMENTS = ("before the bill", "after the bill", "after the reply", "any moment")
+OUTCOMES = {"answer": 80, "refuse": 6, "fail": 5, "cut": 3, "hang up": 2, "nonsense": 3, "late": 1}
 
 
 class Witness:
-    """The independent bill, and every look at whether the ledger keeps up with it."""
+    """Every look at whether the ledger keeps up with the bill."""
 
     def __init__(self, database: Path) -> None:
-        self.lock = threading.Lock()
-        self.billed: dict[str, int] = {}
-        self.total_pico = 0
         self.looks = 0
         self.broken: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._total_pico = 0
+        self._billed: Counter[str] = Counter()
+        self._arrived: Counter[str] = Counter()
         self._file = sqlite3.connect(database, timeout=30, isolation_level=None, check_same_thread=False)
         # Not by looking but by trigger: every single change of a total is judged.
         self._file.execute("CREATE TABLE breaches (scope TEXT)")
@@ -70,27 +81,30 @@ class Witness:
             "BEGIN INSERT INTO breaches VALUES (NEW.scope); END"
         )
 
-    def bill(self, call_id: str, key: str, pico: int) -> None:
-        """Bill a call, and look at once: this is when the bill is highest against the ledger."""
-        with self.lock:
-            self.billed[call_id] = self.billed.get(call_id, 0) + pico
-            self.total_pico += pico
+    def arrive(self, key: str) -> None:
+        """A request has come: it must have a reservation of its own."""
+        with self._lock:
+            self._arrived[key] += 1
+            (reservations,) = self._one("SELECT COUNT(*) FROM calls WHERE request_key = ?", key)
+            if reservations < self._arrived[key]:
+                self.broken["a request was sent without a reservation"] += 1
+
+    def bill(self, key: str, pico: int) -> None:
+        """A request was billed; look at once: this is when the bill is highest against the ledger."""
+        with self._lock:
+            self._billed[key] += pico
+            self._total_pico += pico
             self._look()
-            states = [state for (state,) in self._file.execute("SELECT state FROM calls WHERE call_id = ?", (call_id,))]
-            if states not in (["open"], ["forfeited"]):
-                self.broken[f"billed while {states}"] += 1
-            if self._file.execute("SELECT 1 FROM responses WHERE request_key = ?", (key,)).fetchone():
-                self.broken["a stored reply was bought again"] += 1
 
     def look(self) -> None:
         """Compare bill, ledger and limit at this moment."""
-        with self.lock:
+        with self._lock:
             self._look()
 
     def _look(self) -> None:
         self.looks += 1
         for used, limit in self._file.execute("SELECT spent_pico + reserved_pico, limit_pico FROM budgets"):
-            if self.total_pico > used:
+            if self._total_pico > used:
                 self.broken["bill above spent + reserved"] += 1
             if used > limit:
                 self.broken["spent + reserved above the limit"] += 1
@@ -98,40 +112,59 @@ class Witness:
     def final_look(self, ledger: Ledger) -> None:
         """What only the finished record can show."""
         self.look()
-        charged = dict(self._file.execute("SELECT call_id, actual_pico FROM calls"))
-        for call_id, pico in self.billed.items():
-            if charged.get(call_id) is None or charged[call_id] < pico:
-                self.broken["a call was charged less than billed"] += 1
-        twice = "SELECT request_key FROM calls WHERE state = 'settled' GROUP BY request_key HAVING COUNT(*) > 1"
-        self.broken["a request was settled twice"] += len(self._file.execute(twice).fetchall())
-        breaches = self._file.execute("SELECT COUNT(*) FROM breaches").fetchone()[0]
-        self.broken["a change took spent + reserved above the limit"] += int(breaches)
+        for key, pico in self._billed.items():
+            (charged,) = self._one("SELECT COALESCE(SUM(actual_pico), 0) FROM calls WHERE request_key = ?", key)
+            if charged < pico:
+                self.broken["a request was charged less than billed"] += 1
+        for what, sql in (
+            (
+                "a request was settled twice",
+                "SELECT COUNT(*) - COUNT(DISTINCT request_key) FROM calls WHERE state = 'settled'",
+            ),
+            (
+                "a stored reply was bought again",
+                "SELECT COUNT(*) FROM responses JOIN calls AS bought USING (call_id) JOIN calls AS again "
+                "ON again.request_key = bought.request_key AND again.number > bought.number",
+            ),
+            ("a change took spent + reserved above the limit", "SELECT COUNT(*) FROM breaches"),
+            ("a call stayed open", "SELECT COUNT(*) FROM calls WHERE state = 'open'"),
+        ):
+            self.broken[what] += self._one(sql)[0]
         try:
             ledger.rebuild_check()
-        except LedgerDamagedError as error:
-            self.broken[f"rebuild check: {error}"] += 1
+        except LedgerDamagedError as damage:
+            self.broken[f"rebuild check: {damage}"] += 1
         self.broken = +self.broken  # without the zeros
+
+    def _one(self, sql: str, *values: str) -> tuple[int]:
+        found: tuple[int] = self._file.execute(sql, values).fetchone()
+        return found
 
 
 class Fleet:
     """Worker processes, one a slot; a dead one is recovered and replaced."""
 
-    def __init__(self, home: Path, url: str, seed: int, pool: int, ledger: Ledger) -> None:
-        self.kills: Counter[str] = Counter()
-        self._home, self._url, self._seed, self._pool, self._ledger = home, url, seed, pool, ledger
+    def __init__(self, home: Path, url: str, seed: int, pool: int, kill_rate: float, ledger: Ledger) -> None:
+        self.kills = 0
+        self._home, self._ledger = home, ledger
+        self._common = (home, url, pool, kill_rate)
+        self._seed = seed
+        # forked from one warm process without threads: importing the SDK takes a second, and there are hundreds
         self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["anthropic.resources.messages", "opd_core.teachers.claude"])
         self._lock = threading.Lock()
         self._started = 0
         self._slots = [self._start() for _ in range(WORKERS)]
 
-    def kill(self, pid: int, moment: str) -> None:
+    def kill(self, pid: int) -> bool:
         """SIGKILL the worker with that number, if it is (still) one of ours."""
         with self._lock:
             for process in self._slots:
                 if process.pid == pid and process.is_alive():
                     process.kill()
                     process.join()
-                    self.kills[moment] += 1
+                    return True
+        return False
 
     def pids(self) -> list[int]:
         """The workers of this moment."""
@@ -143,8 +176,9 @@ class Fleet:
         with self._lock:
             dead = [place for place, process in enumerate(self._slots) if not process.is_alive()]
             for place in dead:
-                if self._slots[place].exitcode != -9:
+                if self._slots[place].exitcode != -signal.SIGKILL:
                     raise RuntimeError(f"a worker ended by itself with {self._slots[place].exitcode}")
+                self.kills += 1
             if dead:
                 self._ledger.recover(lambda owner: hold_lock(self._home / f"{owner}.lock"))
             for place in dead:
@@ -155,11 +189,12 @@ class Fleet:
         (self._home / "stop").touch()
         for process in self._slots:
             process.join(STUCK_SECONDS)
+            self.kills += process.exitcode == -signal.SIGKILL
         self._ledger.recover(lambda owner: hold_lock(self._home / f"{owner}.lock"))
 
     def _start(self) -> Any:
         self._started += 1
-        arguments = (self._home, self._url, f"worker_{self._started}", self._seed + self._started, self._pool)
+        arguments = (f"worker_{self._started}", self._seed + self._started, *self._common)
         process = self._context.Process(target=work, args=arguments, daemon=True)
         process.start()
         return process
@@ -176,188 +211,149 @@ def hold_lock(path: Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def work(home: Path, url: str, owner: str, seed: int, pool: int) -> None:
-    """A worker: take a request, look into the cache, reserve, send once, settle; until told to stop or killed."""
-    while try_lock(home / f"{owner}.lock") is None:
-        time.sleep(0.001)
-    draw = random.Random(seed)
-    database = home / "opd.db"
-    ledger, cache = Ledger(database, month_limit_pico=MONTH_LIMIT_PICO), ResponseCache(database)
-    table = PriceTable.load()
-    while not (home / "stop").exists():
-        # Half of the time all workers want the same request in the same moment.
-        number = int(time.monotonic() * 40) % pool if draw.random() < 0.5 else draw.randrange(pool)
-        messages = [{"role": "user", "content": f"Question {number}"}]
-        key = request_key(url, "2026-10-21", MODEL, {"max_tokens": MAX_TOKENS}, messages, "1", 0)
-        body = cache.get(key)
-        if body is not None:
-            if json.loads(body)["key"] != key:
-                raise RuntimeError("the cache gave another request's reply")
-            ledger.count_cache_hits(RUN_ID)
-            continue
-        with contextlib.suppress(DuplicateCallError):
-            try:
-                buy(ledger, table, url, key, json.dumps(messages), owner)
-            except BudgetExceededError:
-                time.sleep(TICK_SECONDS)
+class DeadlyEndpoint(Endpoint):
+    """The tests' endpoint, which also calls the witness and does the killing that needs to know the moment."""
 
-
-def buy(ledger: Ledger, table: PriceTable, url: str, key: str, request: str, owner: str) -> None:
-    """One paid attempt, as the teacher's client makes it."""
-    today = datetime.now(UTC).date()
-    price = table.price_for(MODEL, prompt_upper_bound(len(request)), today)
-    amount = reservation_pico(price, len(request), MAX_TOKENS, cache_write="none")
-    call_id = ledger.reserve(RUN_ID, key, MODEL, price.version, amount, owner)
-    asked = {"call_id": call_id, "key": key, "bound": prompt_upper_bound(len(request)), "pid": os.getpid()}
-    connection = http.client.HTTPConnection(url, timeout=CLIENT_TIMEOUT_SECONDS)
-    try:
-        connection.request("POST", "/v1/messages", json.dumps(asked))
-        response = connection.getresponse()
-        status, body = response.status, response.read().decode()
-        if status == 529:
-            ledger.release(call_id, "529")
-        elif status != 200:
-            ledger.forfeit(call_id, str(status))
-        else:
-            usage = Usage.parse(json.loads(body)["usage"])
-            ledger.settle(call_id, cost_pico(table, MODEL, usage, when=today), usage.as_json(), "req", body)
-    except (OSError, http.client.HTTPException, BadUsageError) as error:
-        ledger.forfeit(call_id, type(error).__name__)
-    finally:
-        connection.close()
-
-
-class Endpoint(ThreadingHTTPServer):
-    """Answers on a loopback port, keeps the bill and does the killing that needs to know the moment."""
-
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self, witness: Witness, draw: random.Random, kills: int, calls: int) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.witness = witness
+    def __init__(self, witness: Witness, draw: random.Random, kill_rate: float) -> None:
+        super().__init__(self.draw_reply)
         self.fleet: Fleet | None = None
-        self.requests = 0
         self.outcomes: Counter[str] = Counter()
-        self._draw, self._lock = draw, threading.Lock()
-        self._kill_at = set(draw.sample(range(1, calls + 1), min(kills, calls)))
+        self.moments: Counter[str] = Counter()
+        self._witness, self._draw, self._draw_lock = witness, draw, threading.Lock()
+        self._kill_rate = kill_rate
+        self._to_kill: dict[int, int] = {}  # a request's identity: the worker to kill when it is billed
 
-    def draw_fate(self, bound: int) -> tuple[str, str | None, int, int]:
-        """What becomes of a request: outcome, moment of a kill or None, tokens read, tokens written."""
-        with self._lock:
-            self.requests += 1
+    def draw_reply(self, params: JsonObject) -> Reply:
+        """What becomes of a request, and whether its sender lives on."""
+        self._witness.arrive(self._key(params))
+        pid = self._sender(params)
+        with self._draw_lock:
             outcome = self._draw.choices(list(OUTCOMES), list(OUTCOMES.values()))[0]
             self.outcomes[outcome] += 1
-            moment = self._draw.choice(KILL_MOMENTS) if self.requests in self._kill_at else None
-            return outcome, moment, self._draw.randint(1, bound), self._draw.randint(1, MAX_TOKENS)
+            is_fatal = self._draw.random() < self._kill_rate * len(BY_ENDPOINT) / MOMENTS
+            moment = self._draw.choice(BY_ENDPOINT) if is_fatal else None
+            usage = {
+                "input_tokens": self._draw.randint(1, body_bytes(params)),
+                "output_tokens": self._draw.randint(1, MAX_TOKENS),
+            }
+        if moment == BY_ENDPOINT[0]:
+            self._kill(pid, moment)
+        elif moment == BY_ENDPOINT[1]:
+            self._to_kill[id(params)] = pid
+        elif moment is not None:
+            threading.Thread(target=self.kill_at_any_moment, daemon=True).start()
+        return self._reply(outcome, params, usage)
+
+    def message(self, params: JsonObject, reply: Reply, *, batch: bool = False) -> JsonObject:
+        """The message and its charge, which the witness sees before anybody else."""
+        with self._draw_lock:  # one charge at a time, so that the difference is this one's
+            before = self.billed_pico
+            message = super().message(params, reply, batch=batch)
+            self._witness.bill(self._key(params), self.billed_pico - before)
+        pid = self._to_kill.pop(id(params), None)
+        if pid is not None:
+            self._kill(pid, BY_ENDPOINT[1])
+        return message
 
     def kill_at_any_moment(self) -> None:
         """Kill a random worker a little later, wherever it is then."""
-        with self._lock:
-            delay, pick = self._draw.uniform(0, 0.03), self._draw.randrange(WORKERS)
+        with self._draw_lock:
+            delay, pick = self._draw.uniform(0, 0.05), self._draw.randrange(WORKERS)
+        time.sleep(delay)
         if self.fleet is not None:
-            time.sleep(delay)
-            self.fleet.kill(self.fleet.pids()[pick], KILL_MOMENTS[3])
+            self._kill(self.fleet.pids()[pick], BY_ENDPOINT[2])
 
-
-class Handler(BaseHTTPRequestHandler):
-    """One request to the endpoint."""
-
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        """Bill, answer and kill as drawn."""
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        outcome, moment, tokens_in, tokens_out = self.server.draw_fate(asked["bound"])
-        self._kill(asked["pid"], moment, KILL_MOMENTS[0])
-        if outcome != "refuse":
-            self.server.witness.bill(asked["call_id"], asked["key"], tokens_in * INPUT_PICO + tokens_out * OUTPUT_PICO)
-        self._kill(asked["pid"], moment, KILL_MOMENTS[1])
+    def _reply(self, outcome: str, params: JsonObject, usage: dict[str, int]) -> Reply:
+        text = json.dumps({"reference": f"Answer to {request_data(params)['conversation'][-1]['content']}"})
+        if outcome == "refuse":
+            return error(529, "overloaded_error")
+        if outcome == "fail":
+            return error(500, bill=True)
         if outcome == "late":
-            time.sleep(LATE_SECONDS)
-        usage = {"input_tokens": "NaN" if outcome == "nonsense" else tokens_in, "output_tokens": tokens_out}
-        body = json.dumps({"key": asked["key"], "usage": usage}).encode()
-        with contextlib.suppress(OSError):
-            self.send_response({"refuse": 529, "fail": 500}.get(outcome, 200))
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[: len(body) // 2] if outcome == "cut" else body)
-            self.wfile.flush()
-        self._kill(asked["pid"], moment, KILL_MOMENTS[2])
-        if moment == KILL_MOMENTS[3]:
-            self.server.kill_at_any_moment()
+            held = threading.Event()
+            threading.Timer(LATE_SECONDS, held.set).start()
+            return Reply(text, usage=usage, hold=held)
+        if outcome == "nonsense":
+            return Reply(text, usage={**usage, "input_tokens": "NaN"})
+        return Reply(text, usage=usage, cut=40 if outcome == "cut" else None, drop=outcome == "hang up")
 
-    def _kill(self, pid: int, moment: str | None, now: str) -> None:
-        if moment == now and self.server.fleet is not None:
-            self.server.fleet.kill(pid, now)
+    def _key(self, params: JsonObject) -> str:
+        others = {name: value for name, value in params.items() if name not in ("model", "messages")}
+        return request_key(self.url, API_VERSION, params["model"], others, params["messages"], VERSION, 0)
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+    def _sender(self, params: JsonObject) -> int:
+        headers = next(headers for _, _, headers, body in reversed(list(self.requests)) if body is params)
+        return int(headers["authorization"].rpartition("-")[2])
+
+    def _kill(self, pid: int, moment: str) -> None:
+        if self.fleet is not None and self.fleet.kill(pid):
+            with self._draw_lock:
+                self.moments[moment] += 1
 
 
 def run(home: Path, kills: int, calls: int, seed: int) -> dict[str, Any]:
     """The whole trial; returns what there is to report."""
-    draw = random.Random(seed)
+    draw, kill_rate = random.Random(seed), 1.1 * kills / calls
     ledger = Ledger(home / "opd.db", month_limit_pico=MONTH_LIMIT_PICO)
-    table = PriceTable.load()
-    price = table.price_for(MODEL, 4000, datetime.now(UTC).date())
-    step = 6 * reservation_pico(price, 60, MAX_TOKENS, cache_write="none")
-    ledger.open_budget(RUN_ID, step)
-    witness = Witness(home / "opd.db")
-    endpoint = Endpoint(witness, draw, kills, calls)
-    threading.Thread(target=endpoint.serve_forever, daemon=True).start()
-    started = time.perf_counter()
-    fleet = Fleet(home, f"127.0.0.1:{endpoint.server_port}", seed, 2 * calls, ledger)
-    endpoint.fleet = fleet
-    seen, seen_at, raises = 0, time.monotonic(), 0
-    while endpoint.requests < calls or fleet.kills.total() < kills:
-        time.sleep(TICK_SECONDS)
-        witness.look()
+    price = PriceTable.load().price_for(MODEL, 8000, datetime.now(UTC).date())
+    largest = reservation_pico(price, 8000, MAX_TOKENS)
+    ledger.open_budget(RUN_ID, 6 * largest)
+    witness, raises = Witness(home / "opd.db"), 0
+    with DeadlyEndpoint(witness, draw, kill_rate) as endpoint:
+        started = time.perf_counter()
+        fleet = Fleet(home, endpoint.url, seed, 2 * calls, kill_rate, ledger)
+        endpoint.fleet = fleet
+        seen, seen_at = 0, time.monotonic()
+        while len(endpoint.requests) < calls or fleet.kills < kills:
+            time.sleep(TICK_SECONDS)
+            witness.look()
+            fleet.replace_dead()
+            totals = ledger.totals(RUN_ID)
+            if totals.left_pico < largest:
+                ledger.raise_limit(RUN_ID, totals.limit_pico + 6 * largest)
+                raises += 1
+            if len(endpoint.requests) >= calls:
+                endpoint.kill_at_any_moment()
+            if len(endpoint.requests) > seen:
+                seen, seen_at = len(endpoint.requests), time.monotonic()
+            elif time.monotonic() - seen_at > STUCK_SECONDS:
+                raise RuntimeError(f"no request for {STUCK_SECONDS:g} s")
+        endpoint.fleet = None
         fleet.replace_dead()
-        totals = ledger.totals(RUN_ID)
-        if totals.left_pico < step // 6:
-            ledger.raise_limit(RUN_ID, totals.limit_pico + step)
-            raises += 1
-        if endpoint.requests >= calls:
-            endpoint.kill_at_any_moment()
-        if endpoint.requests > seen:
-            seen, seen_at = endpoint.requests, time.monotonic()
-        elif time.monotonic() - seen_at > STUCK_SECONDS:
-            raise RuntimeError(f"no request for {STUCK_SECONDS:g} s")
-    endpoint.fleet = None
-    fleet.replace_dead()
-    fleet.stop()
-    seconds = time.perf_counter() - started
-    endpoint.shutdown()
+        fleet.stop()
+        seconds = time.perf_counter() - started
     witness.final_look(ledger)
-    return report(ledger, witness, endpoint, fleet, seconds, raises) | {"seed": seed}
+    moments = Counter((home / "moments").read_text(encoding="utf-8").splitlines()) + endpoint.moments
+    return report(ledger, witness, endpoint, seconds) | {
+        "kills": fleet.kills,
+        "kills_by_moment": dict(moments),
+        "limit_raises": raises,
+        "seed": seed,
+        "broken_promises": dict(witness.broken),
+    }
 
 
-def report(
-    ledger: Ledger, witness: Witness, endpoint: Endpoint, fleet: Fleet, seconds: float, raises: int
-) -> dict[str, Any]:
+def report(ledger: Ledger, witness: Witness, endpoint: DeadlyEndpoint, seconds: float) -> dict[str, Any]:
     """All figures, plain data."""
-    totals = ledger.totals(RUN_ID)
+    totals, sent = ledger.totals(RUN_ID), len(endpoint.requests)
     return {
         "seconds": round(seconds, 1),
         "workers": WORKERS,
         "sqlite": sqlite3.sqlite_version,
-        "calls": endpoint.requests,
-        "calls_per_second": round(endpoint.requests / seconds, 1),
+        "sdk": anthropic.__version__,
+        "reservations": totals.calls,
+        "requests": sent,
+        "requests_per_second": round(sent / seconds, 1),
         "outcomes": dict(endpoint.outcomes),
-        "kills": fleet.kills.total(),
-        "kills_by_moment": dict(fleet.kills),
         "settled": totals.settled_calls,
         "released": totals.released_calls,
         "forfeited": totals.forfeited_calls,
         "cache_hits": totals.cache_hits,
-        "limit_raises": raises,
-        "bill_pico": witness.total_pico,
+        "bill_pico": endpoint.billed_pico,
         "spent_pico": totals.spent_pico,
         "reserved_pico": totals.reserved_pico,
         "limit_pico": totals.limit_pico,
         "looks": witness.looks,
-        "broken_promises": dict(witness.broken),
     }
 
 
@@ -367,8 +363,8 @@ def show(figures: dict[str, Any]) -> None:
         if name.endswith("_pico"):
             name, value = name.removesuffix("_pico"), format_usd(value)
         elif isinstance(value, dict):
-            value = ", ".join(f"{part} {count}" for part, count in value.items()) or "none"
-        print(f"{name.replace('_', ' '):<18}{value}")
+            value = "; ".join(f"{part}: {count}" for part, count in value.items()) or "none"
+        print(f"{name.replace('_', ' '):<21}{value}")
 
 
 def main() -> int:
@@ -376,12 +372,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill paying workers and compare the ledger with an independent bill.")
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs at least (200)")
     parser.add_argument("--calls", type=int, default=2000, help="HTTP attempts at least (2000)")
+    parser.add_argument("--quick", action="store_true", help="10 kills and 100 attempts, to see that it works")
     parser.add_argument("--seed", type=int, default=0, help="of kills, outcomes and tokens (0)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
+    kills, calls = (10, 100) if options.quick else (options.kills, options.calls)
     home = Path(tempfile.mkdtemp(prefix="ledger_kill_"))
     try:
-        figures = run(home, options.kills, options.calls, options.seed)
+        (home / "moments").touch()
+        figures = run(home, kills, calls, options.seed)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     show(figures)

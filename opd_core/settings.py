@@ -46,9 +46,10 @@ class Settings:
 
     `roots` are further folders that models and files may come from; `checkpoint_dir` and `cache_dir` are folders
     outside OPD_HOME that a person allowed for checkpoints and rollouts; `max_budget_usd` is the ceiling of one
-    run's budget, `monthly_budget_usd` of everything in a calendar month (UTC). `default_teacher` is the paid teacher
-    of runs that name none (None: this program's own choice); `rate_limit_tpm` is the most tokens a minute for it;
-    `prices_confirmed_on` the day a person compared the price table with the provider's page.
+    run's budget, `monthly_budget_usd` of everything in a calendar month (UTC), where the lowest setting of all servers
+    of a home rules (`money/months.py`). `default_teacher` is the paid teacher of runs that name none (None: this
+    program's own choice); `rate_limit_tpm` is the most tokens a minute for it; `prices_confirmed_on` the day a person
+    compared the price table with the provider's page.
     """
 
     home: HomePaths

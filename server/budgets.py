@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from opd_core.money.amounts import format_usd, pico_from_usd
+from opd_core.money.months import RAISE_COMMAND
 from opd_core.state.rows import RunRow
 from opd_core.types import END_STATES
 from server.schemas import BudgetEntry
 
 JOB_TOOLS = {"comparison": "compare_adapters", "probe": "probe_teacher"}
-MONTHLY_SETTING = "OPD_MONTHLY_BUDGET_USD"
 
 
 def dollars(amount: float | None) -> str:
@@ -37,7 +37,7 @@ def budget_entry(row: RunRow) -> BudgetEntry | None:
         reserved_usd=row.reserved_usd,
         left_usd=max(0.0, limit - used),
         used_pct=round(100 * used / limit, 2) if limit else 100.0 * (used > 0),
-        frozen=row.budget_frozen,
+        frozen=bool(row.frozen_budgets),
     )
 
 
@@ -47,8 +47,8 @@ def why_stopped(row: RunRow) -> str:
         return f"because the teacher's provider refuses to help with this training; {_kept(row)}"
     if row.end_reason != "budget":
         return f"({(row.end_reason or 'no reason recorded').replace('_', ' ')})"
-    if row.budget_frozen:
-        why = "because paid calls are frozen until a person has checked a bill that was higher than its reservation"
+    if row.stopped_by_freeze:
+        why = "because paid calls were frozen: a bill was higher than its reservation, or could not be priced"
     elif _is_month(row):
         why = "because the budget of this installation for the month is used up"
     else:
@@ -59,7 +59,7 @@ def why_stopped(row: RunRow) -> str:
 
 
 def _is_month(row: RunRow) -> bool:
-    return MONTHLY_SETTING in row.message
+    return RAISE_COMMAND in row.message
 
 
 def _kept(row: RunRow) -> str:
@@ -84,16 +84,24 @@ def after_the_budget(row: RunRow) -> str:
     resume = f"resume_distillation with run_id {row.run_id}"
     if row.kind != "distillation":
         resume = f"{JOB_TOOLS[row.kind]} again"
-    if row.budget_frozen:
+    if row.frozen_budgets:
+        commands = " and ".join(f"`opd unfreeze {scope} --why TEXT`" for scope in row.frozen_budgets)
         return (
-            "Tell the user to compare the provider's usage page with the ledger; only a person can lift the freeze. "
-            f"After that call {resume}."
+            "Paid calls are frozen and no tool can change that. Tell the user to compare the provider's usage page "
+            f"with `opd ledger {row.run_id}` in a terminal, and then to lift the freeze there with {commands}. After "
+            f"that call {resume}."
         )
+    if row.stopped_by_freeze:
+        return f"A person has lifted the freeze. Call {resume} to go on."
     if _is_month(row):
-        return f"A new month's budget begins on the first (UTC), or a person raises {MONTHLY_SETTING}; then {resume}."
+        return (
+            "A new month's budget begins on the first (UTC); until then only a person can raise it, in a terminal, "
+            f"with `{RAISE_COMMAND}`. Then call {resume}."
+        )
     confirmed = " and confirmed=true" if row.kind == "distillation" else ""
+    budget = "judge_budget_usd" if row.kind == "comparison" else "max_budget_usd"
     kept = "; or use the adapter that is kept" if row.final_adapter_path else ""
     return (
         "Ask the user for a larger budget, naming what was spent. If they agree, call "
-        f"{resume}, a larger max_budget_usd{confirmed}{kept}. Answers already paid for are not paid again."
+        f"{resume}, a larger {budget}{confirmed}{kept}. Answers already paid for are not paid again."
     )

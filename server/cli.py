@@ -54,9 +54,7 @@ def parser() -> argparse.ArgumentParser:
     _add_install(commands)
     doctor = _add(commands, "doctor", _doctor, "check this machine, its settings and the server as a host starts it")
     doctor.add_argument("--port", type=int, default=8765, help="where to look for a server over HTTP (default: 8765)")
-    unfreeze = _add(commands, "unfreeze", _unfreeze, "admit paid calls again after a bill above its reservation")
-    unfreeze.add_argument("scope", metavar="SCOPE", help="a run id, or a month such as month:2026-11")
-    unfreeze.add_argument("--why", required=True, help="what you compared with the provider's usage page")
+    _add_money(commands)
     gguf = _add(commands, "import-gguf", _import_gguf, "turn a Llama-architecture GGUF file into an MLX model folder")
     gguf.add_argument("file", type=Path, metavar="FILE", help="the GGUF file")
     gguf.add_argument("folder", type=Path, metavar="DIR", help="the model folder to make; it must not exist yet")
@@ -64,6 +62,23 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="weights (default: float16)"
     )
     return top
+
+
+def _add_money(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The ledger's commands: for a person alone, none of them is a tool."""
+    ledger = _add(commands, "ledger", _ledger, "show what was spent on teachers: all budgets, or the calls of one")
+    ledger.add_argument("scope", nargs="?", metavar="RUN", help="a run's id, or a month such as month:2026-11")
+    ledger.add_argument("--json", action="store_true", help="exact amounts, for a program")
+    adjust = _add(commands, "adjust", _adjust, "correct what a closed call cost, by the provider's bill")
+    adjust.add_argument("call", metavar="CALL", help="a call's id from `opd ledger RUN`")
+    adjust.add_argument("--delta-usd", required=True, metavar="X", help="dollars more, or less: -0.0123")
+    adjust.add_argument("--why", required=True, help="what the provider's bill says")
+    month = _add(commands, "set-month", _set_month, "set this month's limit for everything in this home")
+    month.add_argument("--to-usd", required=True, metavar="X", help="dollars, such as 150")
+    month.add_argument("--why", required=True, help="why; it stays in the ledger")
+    unfreeze = _add(commands, "unfreeze", _unfreeze, "admit paid calls again after a bill above its reservation")
+    unfreeze.add_argument("scope", metavar="SCOPE", help="a run id, or a month such as month:2026-11")
+    unfreeze.add_argument("--why", required=True, help="what you compared with the provider's usage page")
 
 
 def _add(
@@ -138,17 +153,28 @@ def _serve_stdio() -> int:
     return 0
 
 
+def _ledger(options: argparse.Namespace) -> int:
+    from server.ledger_commands import show
+
+    return show(options.scope, options.json)
+
+
+def _adjust(options: argparse.Namespace) -> int:
+    from server.ledger_commands import adjust
+
+    return adjust(options.call, options.delta_usd, options.why)
+
+
+def _set_month(options: argparse.Namespace) -> int:
+    from server.ledger_commands import set_month
+
+    return set_month(options.to_usd, options.why)
+
+
 def _unfreeze(options: argparse.Namespace) -> int:
-    """For a person alone: no tool can lift a freeze."""
-    import getpass
+    from server.ledger_commands import unfreeze
 
-    from opd_core.money.ledger import Ledger
-    from server.settings import read_settings
-
-    ledger = Ledger(read_settings().home.database, month_limit_pico=0)
-    ledger.unfreeze(options.scope, why=options.why, by_whom=getpass.getuser())
-    print(f"Paid calls of {options.scope} are admitted again.")
-    return 0
+    return unfreeze(options.scope, options.why)
 
 
 def _demo(_: argparse.Namespace) -> int:

@@ -18,10 +18,18 @@ TEXT_SAMPLES = 2
 TEXT_SAMPLE_CHARACTERS = 160
 
 
-def compared(row: RunRow, result: Mapping[str, Any] | None, timeout_seconds: float) -> CompareAnswer:
-    """The answer for a comparison job; `result` is what its worker wrote, when it has completed."""
+def compared(
+    row: RunRow, result: Mapping[str, Any] | None, timeout_seconds: float, warnings: str = ""
+) -> CompareAnswer:
+    """The answer for a comparison job.
+
+    Args:
+        result: what its worker wrote, when it has completed.
+        warnings: what was found when it was started, if that was in this call.
+    """
+    warned = [tidy(warnings, 1200)] if warnings else []
     if result is None:
-        return _unfinished(row, timeout_seconds)
+        return _unfinished(row, timeout_seconds).model_copy(update={"warnings": warned})
     adapters = [entry for entry in result["rows"] if entry["adapter_path"] and entry["name"] != result["reference"]]
     better = [tidy(entry["name"], 64) for entry in result["rows"] if entry["verdict"] == "better"]
     winner = f"{' and '.join(better)} is shown to be better" if better else "no candidate is shown to be better"
@@ -43,6 +51,7 @@ def compared(row: RunRow, result: Mapping[str, Any] | None, timeout_seconds: flo
         rows=[ComparisonRow(**tidy(entry, 400)) for entry in result["rows"]],
         judge=None if result.get("judge") is None else JudgeEntry(**tidy(result["judge"], 400)),
         timeout_applied_s=timeout_seconds,
+        warnings=warned,
     )
     return _with_samples(answer, result["samples"])
 
@@ -82,7 +91,7 @@ def _with_samples(answer: CompareAnswer, samples: list[dict[str, Any]]) -> Compa
 
 def comparison_facts(answer: CompareAnswer) -> list[str]:
     """One line a candidate, the teacher's ceiling, and a few answers marked as data."""
-    lines = []
+    lines = [f"- warning: {warning}" for warning in answer.warnings]
     for row in answer.rows:
         if row.error is not None:
             lines.append(f"- {row.name}: could not be compared: {row.error}")

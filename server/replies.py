@@ -108,15 +108,17 @@ def paid_lines(paid: PaidEntry | None) -> list[str]:
         return []
     chosen = paid.chosen
     lines = [
-        f"- money: expected {dollars(paid.pays_usd)}, at worst {dollars(paid.pays_at_most_usd)}; one call reserves up "
-        f"to {dollars(chosen.largest_call_usd)}; {dollars(paid.month_left_usd)} left of this month's budget",
+        f"- money: expected {dollars(paid.pays_usd)} (likely, with texts of usual length), at worst "
+        f"{dollars(paid.pays_at_most_usd)} (a bound: every request at its most); one call reserves up to "
+        f"{dollars(chosen.largest_call_usd)}; {dollars(paid.month_left_usd)} left of this month's budget",
         f"- teacher: about {chosen.calls:,} calls, {chosen.cache_hits:,} answers from the cache, "
         f"{chosen.input_tokens:,} tokens in, {chosen.output_tokens:,} out (prices of version {paid.prices_version})",
     ]
     if chosen.batch_expected_usd is not None:
         lines.append(
             f"- with teacher_batch_api: expected {dollars(chosen.batch_expected_usd)}, at worst "
-            f"{dollars(chosen.batch_worst_usd)}, but hours of waiting"
+            f"{dollars(chosen.batch_worst_usd)} if every request is carried out (what is not is asked again at the "
+            "full price), but hours of waiting"
         )
     if paid.uncovered_usd:
         lines.append(f"- not covered by the budget: {dollars(paid.uncovered_usd)} of what is expected")
@@ -163,7 +165,9 @@ def budget_lines(budget: BudgetEntry | None, is_near_limit: bool = False) -> lis
         f"{exact_dollars(budget.limit_usd)} ({number(budget.used_pct)} %)"
     ]
     lines += ["- warning: four fifths of the budget are used"] if is_near_limit else []
-    return lines + (["- paid calls are frozen: only a person can lift that"] if budget.frozen else [])
+    return lines + (
+        ["- paid calls are frozen: only a person can lift that, with opd unfreeze"] if budget.frozen else []
+    )
 
 
 def _evaluation_lines(answer: RunStatus) -> list[str]:

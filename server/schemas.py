@@ -350,6 +350,7 @@ class CompareAnswer(Answer):
     judge: Annotated[JudgeEntry | None, Field(description="Null unless it was asked for.")] = None
     samples: list[ComparisonSample] = []
     cut: Annotated[str | None, Field(description="What was left out to keep the answer short.")] = None
+    warnings: list[str] = []
     timeout_applied_s: float
 
 

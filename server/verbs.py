@@ -149,10 +149,11 @@ class Verbs:
 
     async def compare_adapters(self, arguments: CompareArguments, report: Report) -> schemas.CompareAnswer:
         seconds = min(arguments.timeout_seconds, MAX_WAIT_SECONDS)
-        job_id = arguments.job_id or (await _thread(self.cases.start_comparison, arguments)).run_id
-        row = await self._wait(job_id, seconds, report)
+        started = None if arguments.job_id else await _thread(self.cases.start_comparison, arguments)
+        row = await self._wait(started.run_id if started else arguments.job_id, seconds, report)
         done = row.state == "completed"
-        return compared(row, await _thread(self.cases.comparison_result, row.run_id) if done else None, seconds)
+        result = await _thread(self.cases.comparison_result, row.run_id) if done else None
+        return compared(row, result, seconds, warnings=started.message if started else "")
 
     async def inspect_prompts(self, arguments: InspectArguments, report: Report) -> study_schemas.InspectAnswer:
         return study_answers.inspected(await _thread(self.cases.inspect_prompts, arguments))

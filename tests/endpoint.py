@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
 
 PRICES = {
     # picodollars a token: input, five-minute cache write, cache read, output ($1 a million is 10**6)
@@ -117,8 +118,11 @@ class Endpoint:
     def __init__(self, answer: Answer = obliging, *, batch_polls: int = 1) -> None:
         self.script: deque[Reply | str | JsonObject] = deque()
         self.batch_script: deque[Reply] = deque()  # for POST /v1/messages/batches only
+        self.model_script: deque[Reply] = deque()  # for GET /v1/models/… only; a model without a price is unknown
         self.batch_results: dict[str, JsonObject] = {}  # by the request's position in its batch: "0", "1", …
         self.answer = answer
+        self.archived: set[str] = set()  # batches whose results are gone
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)  # when a batch is created
         self.batch_polls = batch_polls  # how often a batch says in_progress before it has ended
         self.requests: list[tuple[str, str, dict[str, str], JsonObject]] = []
         self.billed_pico = 0
@@ -215,7 +219,7 @@ class Endpoint:
             self.bill.append((str(message.get("id")), pico))
 
     def create_batch(self, body: JsonObject) -> JsonObject:
-        now = datetime.now(UTC)
+        now = self.now()
         batch_id = f"msgbatch_{self.serial():06d}"
         with self.lock:
             self.batches[batch_id] = {"requests": body["requests"], "created": now, "polls": 0, "lines": None}
@@ -243,6 +247,19 @@ class Endpoint:
             "expires_at": (created + timedelta(days=1)).isoformat(),
             "ended_at": created.isoformat() if ended else None,
             "results_url": f"{self.url}/v1/messages/batches/{batch_id}/results" if ended else None,
+        }
+
+    def batch_page(self, query: dict[str, list[str]]) -> JsonObject:
+        """The newest first; after `after_id` the next older ones."""
+        with self.lock:
+            names = sorted(self.batches, key=lambda name: self.batches[name]["created"])[::-1]
+        start = names.index(query["after_id"][0]) + 1 if "after_id" in query else 0
+        page = names[start : start + int(query.get("limit", ["20"])[0])]
+        return {
+            "data": [self.batch_view(name) for name in page],
+            "has_more": start + len(page) < len(names),
+            "first_id": page[0] if page else None,
+            "last_id": page[-1] if page else None,
         }
 
     def _work_off(self, requests: list[JsonObject]) -> list[JsonObject]:
@@ -296,17 +313,18 @@ class _Handler(BaseHTTPRequestHandler):
         endpoint = self._note("GET", {})
         path = self.path.split("?")[0].strip("/").split("/")
         if path[:3] == ["v1", "messages", "batches"] and len(path) == 3:
-            views = [endpoint.batch_view(name) for name in reversed(list(endpoint.batches))]
-            self._send(Reply(), {"data": views, "has_more": False, "first_id": None, "last_id": None})
-        elif path[:3] == ["v1", "messages", "batches"] and path[3] in endpoint.batches:
+            self._send(Reply(), endpoint.batch_page(parse_qs(urlsplit(self.path).query)))
+        elif path[:3] == ["v1", "messages", "batches"] and path[3] in endpoint.batches.keys() - endpoint.archived:
             if len(path) == 4:
                 self._send(Reply(), endpoint.batch_view(path[3], poll=True))
             else:
                 lines = "".join(f"{json.dumps(line)}\n" for line in endpoint.batches[path[3]]["lines"])
                 self._send(Reply(raw=lines.encode()), {})
-        elif path[:2] == ["v1", "models"] and path[2] in PRICES:
+        elif path[:2] == ["v1", "models"] and endpoint.model_script:
+            self._send(endpoint.model_script.popleft(), {})
+        elif path[:2] == ["v1", "models"] and (path[2] in PRICES or path[2][:-9] in PRICES):
             model = {"type": "model", "id": path[2], "display_name": path[2], "created_at": "2026-09-28T00:00:00Z"}
-            self._send(endpoint.script.popleft() if endpoint.script else Reply(), model)  # type: ignore[arg-type]
+            self._send(Reply(), model)
         else:
             self._send(error(404, "not_found_error", f"no {self.path}"), {})
 

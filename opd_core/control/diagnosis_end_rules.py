@@ -121,7 +121,7 @@ def budget_starved(evidence: RunEvidence) -> Finding | None:
     used = row.spent_usd + row.reserved_usd
     needed = row.spent_usd / row.step * row.total_steps if row.step >= STARVED_STEPS else None
     ended = row.end_reason == "budget" and row.step < row.total_steps
-    if row.budget_frozen:
+    if row.frozen_budgets:
         return _frozen(evidence)
     if not ended and (needed is None or needed <= limit or row.step >= row.total_steps):
         return None
@@ -152,6 +152,7 @@ def budget_starved(evidence: RunEvidence) -> Finding | None:
 
 
 def _frozen(evidence: RunEvidence) -> Finding:
+    commands = " and ".join(f"opd unfreeze {scope} --why TEXT" for scope in evidence.row.frozen_budgets)
     return Finding(
         "budget_starved",
         "stops",
@@ -159,7 +160,7 @@ def _frozen(evidence: RunEvidence) -> Finding:
         (f"${evidence.row.spent_usd:.4f} spent by this run",),
         (
             Suggestion(
-                f"Have a person compare the provider's usage page and run: opd unfreeze {evidence.row.run_id} --why …",
+                f"Have a person compare the provider's usage page with the ledger and run: {commands}.",
                 "No tool can lift a freeze.",
                 {},
             ),

@@ -27,6 +27,9 @@ class PaidTeacherFacts:
     month_spent_usd: float
     month_reserved_usd: float
     month_limit_usd: float
+    """What holds for this server, whatever it was told by its own setting."""
+    month_limit_set: str
+    """Whose word that is, and how a person raises it."""
     run_limit_usd: float
     paid_calls_frozen: bool
 
@@ -49,11 +52,11 @@ def look_at_paid_teachers(settings: Settings, today: date | None = None) -> tupl
         prices.price_for(model, 1, today)
         found = prices.retirement(model, today)
         retires = None if found is None else str(found)
+        notice = prices.retirement_notice(model, today)
+        if notice is not None:
+            problems.append(UnknownPriceError(f"The default teacher {notice} Set OPD_DEFAULT_TEACHER to another."))
     except UnknownPriceError as error:
         problems.append(error)
-    if retires is not None:
-        when = "is retired" if retires == "retired" else f"retires on {retires}"
-        problems.append(UnknownPriceError(f"The default teacher {model} {when}; set OPD_DEFAULT_TEACHER to another."))
     try:
         prices.require_fresh(today, settings.prices_confirmed_on)
     except StalePricesError as error:
@@ -61,6 +64,7 @@ def look_at_paid_teachers(settings: Settings, today: date | None = None) -> tupl
     ledger = month_ledger(settings)
     ledger.rebuild_check()
     month = ledger.month_totals()
+    rule = ledger.who_rules_the_month()
     facts = PaidTeacherFacts(
         api_key_present=find_api_key(settings.home) is not None,
         default_teacher=model,
@@ -69,7 +73,8 @@ def look_at_paid_teachers(settings: Settings, today: date | None = None) -> tupl
         prices_age_days=prices.age_days(today),
         month_spent_usd=usd_from_pico(month.spent_pico),
         month_reserved_usd=usd_from_pico(month.reserved_pico),
-        month_limit_usd=settings.monthly_budget_usd,
+        month_limit_usd=usd_from_pico(month.limit_pico),
+        month_limit_set=f"{rule.whose}; only a person raises it, {rule.way_up}",
         run_limit_usd=settings.max_budget_usd,
         paid_calls_frozen=month.frozen,
     )

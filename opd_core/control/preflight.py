@@ -48,6 +48,14 @@ class Preflight:
         return len(self.prompts.held_out)
 
 
+@dataclass(frozen=True)
+class CheckedComparison:
+    """A comparison that may start, with absolute adapter paths, and what was found on the way."""
+
+    spec: ComparisonSpec
+    warnings: tuple[str, ...] = ()
+
+
 def check(config: RunConfig, roots: Roots, settings: Settings, *, is_estimate: bool = False) -> Preflight:
     """Check a configuration and decide what it left open; writes nothing.
 
@@ -90,8 +98,8 @@ def _check_outputs(config: RunConfig, roots: Roots, findings: Findings) -> None:
             findings.decided[name] = None if path is None else str(path)
 
 
-def check_comparison(spec: ComparisonSpec, config: RunConfig, roots: Roots, settings: Settings) -> ComparisonSpec:
-    """Check a comparison for the run with this resolved configuration; returns it with absolute adapter paths.
+def check_comparison(spec: ComparisonSpec, config: RunConfig, roots: Roots, settings: Settings) -> CheckedComparison:
+    """Check a comparison for the run with this resolved configuration.
 
     An adapter for another base model is not refused here: the comparison reports it and goes on with the rest.
 
@@ -113,4 +121,4 @@ def check_comparison(spec: ComparisonSpec, config: RunConfig, roots: Roots, sett
         candidates.append(Candidate(name=candidate.name, adapter_path=None if path is None else str(path)))
     if findings.problems:
         raise one_error(findings.problems)
-    return spec.model_copy(update={"candidates": tuple(candidates)})
+    return CheckedComparison(spec.model_copy(update={"candidates": tuple(candidates)}), tuple(findings.warnings))

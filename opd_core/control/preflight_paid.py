@@ -87,11 +87,11 @@ def check_judge(spec: ComparisonSpec, config: RunConfig, settings: Settings, fin
     _check_prices(spec.judge_model_id or own or DEFAULT_TEACHER, "judge_model_id", settings, findings)
 
 
-def above_ceiling(name: str, budget_usd: float, ceiling_usd: float, variable: str = "OPD_MAX_BUDGET_USD") -> str:
+def above_ceiling(name: str, budget_usd: float, ceiling_usd: float) -> str:
     """The refusal of a budget that a person did not allow."""
     return (
-        f"{name} {budget_usd:g} is above the {ceiling_usd:g} dollars a person allowed with {variable}. Ask for less, "
-        "or have a person raise it; a local teacher costs nothing."
+        f"{name} {budget_usd:g} is above the {ceiling_usd:g} dollars a person allowed with OPD_MAX_BUDGET_USD. Ask for "
+        "less, or have a person raise it; a local teacher costs nothing."
     )
 
 
@@ -125,21 +125,28 @@ def _check_amount(budget_usd: float, name: str, settings: Settings, findings: Fi
     """The month's limit bounds every budget; the run's ceiling is among the rules for values."""
     if budget_usd <= 0:
         findings.refuse(f"{name} is 0, which buys nothing. Name a budget, or use teacher_cache_only.", name)
-    if settings.monthly_budget_usd < budget_usd <= settings.max_budget_usd:
-        findings.refuse(above_ceiling(name, budget_usd, settings.monthly_budget_usd, "OPD_MONTHLY_BUDGET_USD"), name)
-    month = month_ledger(settings).month_totals()
-    left = max(0, pico_from_usd(settings.monthly_budget_usd) - month.spent_pico - month.reserved_pico)
+    ledger = month_ledger(settings)
+    month = ledger.month_totals()
+    rule = ledger.who_rules_the_month()
+    limit = f"{format_usd(month.limit_pico)} ({rule.whose})"
+    if month.limit_pico < pico_from_usd(budget_usd) and budget_usd <= settings.max_budget_usd:
+        findings.refuse(
+            f"{name} {budget_usd:g} is above the limit of everything this month, {limit}. Ask for less, or have a "
+            f"person raise it, {rule.way_up}; a local teacher costs nothing.",
+            name,
+        )
     if month.frozen:
         findings.problems.append(
             BudgetFrozenError(
-                "Paid calls are frozen for this month, because one cost more than was reserved or could not be priced. "
-                "A person must compare the provider's bill with the ledger first."
+                "Paid calls are frozen, because one cost more than was reserved or could not be priced. A person must "
+                "compare the provider's bill with the ledger first, and then lift the freeze in a terminal with: "
+                f"opd unfreeze {ledger.frozen_scopes('')[-1]} --why TEXT."
             )
         )
-    elif left < pico_from_usd(budget_usd):
+    elif month.left_pico < pico_from_usd(budget_usd):
         findings.warnings.append(
-            f"Of this month's limit of ${settings.monthly_budget_usd:g} only {format_usd(left)} are left, less than "
-            f"{name} {budget_usd:g}; the month's limit may end the run first."
+            f"Of this month's limit, {limit}, only {format_usd(month.left_pico)} are left, less than {name} "
+            f"{budget_usd:g}; the month's limit may end the run first."
         )
 
 
@@ -152,13 +159,13 @@ def _check_prices(model: str, name: str, settings: Settings, findings: Findings)
         findings.problems.append(UnknownPriceError(str(error), field=name))
         return
     findings.attempt(prices.require_fresh, today, settings.prices_confirmed_on)
-    retirement = prices.retirement(model, today)
-    if retirement == "retired":
+    notice = prices.retirement_notice(model, today)
+    if prices.retirement(model, today) == "retired":
         findings.problems.append(
             ConfigError(f"{name} {model!r} is retired. Choose another one, such as {DEFAULT_TEACHER!r}.", field=name)
         )
-    elif retirement is not None:
-        findings.warnings.append(f"{model} retires on {retirement}; a run resumed after that day needs another model.")
+    elif notice is not None:
+        findings.warnings.append(notice)
 
 
 def _decide_rate(config: RunConfig, settings: Settings, findings: Findings) -> None:

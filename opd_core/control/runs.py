@@ -19,11 +19,12 @@ from opd_core.config import RunConfig, parse_config
 from opd_core.config_io import to_yaml
 from opd_core.control.confirming import require_judge, require_raise, require_start
 from opd_core.control.logs import log_tail
-from opd_core.control.preflight import Preflight, check, check_comparison
+from opd_core.control.preflight import CheckedComparison, Preflight, check, check_comparison
 from opd_core.control.preflight_paid import month_ledger
-from opd_core.control.resuming import changed_config, why_not_resumable
+from opd_core.control.resuming import changed_config, refuse_changes_of_a_comparison, why_not_resumable
 from opd_core.control.supervisor import Supervisor
 from opd_core.errors import ConfigError, HomeError, StateError
+from opd_core.money.admission import FROZEN_MARK
 from opd_core.money.amounts import pico_from_usd, usd_from_pico
 from opd_core.paths import check_run_id, new_run_id, write_whole
 from opd_core.roots import Roots
@@ -35,7 +36,7 @@ from opd_core.state.store import RunStore
 from opd_core.types import RESUMABLE_STATES, JobKind, RunState, clean_text
 
 CheckRun = Callable[[RunConfig, Roots, Settings], Preflight]
-CheckComparison = Callable[[ComparisonSpec, RunConfig, Roots, Settings], ComparisonSpec]
+CheckComparison = Callable[[ComparisonSpec, RunConfig, Roots, Settings], CheckedComparison]
 
 
 RESOLVED_FIELDS = frozenset(
@@ -132,7 +133,7 @@ class Runs:
                 )
 
     def start_comparison(self, spec: ComparisonSpec, confirmed: bool = False) -> RunRow:
-        """Queue a comparison of adapters on the held-out prompts of a run.
+        """Queue a comparison of adapters on the held-out prompts of a run; `message` holds the warnings, if any.
 
         Raises:
             ConfirmationNeededError: its judge may spend more than is spent without asking.
@@ -143,14 +144,14 @@ class Runs:
         if source.kind != "distillation":
             raise StateError(f"{source.run_id} is a {source.kind}; name a distillation run to compare adapters of.")
         checked = self._comparison_preflight(spec, parse_config(source.config), self._roots, self._settings)
-        require_judge(checked, confirmed)
+        require_judge(checked.spec, confirmed)
 
         def create(job_id: str) -> RunRow:
-            named = checked.model_copy(update={"job_id": job_id, "run_id": source.run_id})
-            return self._store.create(job_id, "comparison", named.model_dump(mode="json"))
+            named = checked.spec.model_copy(update={"job_id": job_id, "run_id": source.run_id})
+            return self._store.create(job_id, "comparison", named.model_dump(mode="json"), warnings=checked.warnings)
 
         row = self._create_under_free_id("cmp", spec.job_id, create)
-        return self.status(row.run_id)
+        return replace(self.status(row.run_id), message=" ".join(checked.warnings))
 
     def status(self, run_id: str | None = None) -> RunRow:
         """The run as it is now; None or "latest": the current distillation, else the latest.
@@ -178,9 +179,8 @@ class Runs:
         self._supervisor.reconcile()
         before = None if cursor is None else min(int(cursor), 2**62)
         rows = self._store.list(session_id=session_id, state=state, limit=limit + 1, before_number=before)
-        return [self._with_money(row) for row in rows[:limit]], str(rows[limit - 1].number) if len(
-            rows
-        ) > limit else None
+        next_cursor = str(rows[limit - 1].number) if len(rows) > limit else None
+        return [self._with_money(row) for row in rows[:limit]], next_cursor
 
     def metrics(
         self,
@@ -218,7 +218,7 @@ class Runs:
 
         Raises:
             StateError: it is in another state.
-            ConfigError: fewer steps than before.
+            ConfigError: fewer steps than before, or a change of a comparison.
             ConfirmationNeededError: a larger budget without `confirmed`.
         """
         self._supervisor.reconcile()
@@ -226,6 +226,7 @@ class Runs:
         if row.state not in RESUMABLE_STATES:
             raise StateError(why_not_resumable(row))
         if row.kind == "comparison":
+            refuse_changes_of_a_comparison(row, num_training_steps, max_budget_usd)
             self._store.requeue(row.run_id, config=row.config, total_steps=0)
             return self.status(row.run_id)
         config = self._check(changed_config(row, num_training_steps, max_budget_usd)).config
@@ -325,6 +326,7 @@ class Runs:
         if not row.is_paid:
             return row
         totals = self._ledger.totals(row.run_id)
+        stopped_by_freeze = row.end_reason == "budget" and FROZEN_MARK in row.message
         asked = row.config.get("judge_budget_usd") if row.kind == "comparison" else row.config["max_budget_usd"]
         return replace(
             row,
@@ -332,6 +334,7 @@ class Runs:
             spent_usd=usd_from_pico(totals.spent_pico),
             reserved_usd=usd_from_pico(totals.reserved_pico),
             budget_warning=totals.is_near_limit,
-            budget_exceeded=row.end_reason == "budget",
-            budget_frozen=totals.frozen,
+            budget_exceeded=row.end_reason == "budget" and not stopped_by_freeze,
+            frozen_budgets=tuple(self._ledger.frozen_scopes(row.run_id)),
+            stopped_by_freeze=stopped_by_freeze,
         )

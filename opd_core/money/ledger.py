@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from opd_core.errors import StateError
-from opd_core.money import postings, totals
+from opd_core.money import admission, months, postings, totals
 from opd_core.money.amounts import format_usd
 from opd_core.money.totals import OpenCall as OpenCall
 from opd_core.money.totals import Totals as Totals
@@ -33,7 +33,8 @@ class Ledger:
 
     Args:
         database: the home's database file.
-        month_limit_pico: the person's limit for the whole install in a calendar month of UTC.
+        month_limit_pico: this process's setting of the whole install's limit in a calendar month of UTC. The lowest
+            setting that a month has seen rules, whoever spends; only `set_month` lifts it above that.
         clock: gives the present moment in UTC.
     """
 
@@ -76,6 +77,23 @@ class Ledger:
             if new_limit_pico > limit:
                 postings.change_budget(connection, run_id, self._now(), "raised", "run", limit_pico=new_limit_pico)
 
+    def set_month(self, limit_pico: int, why: str, by_whom: str) -> int:
+        """A person's word on the present month's limit, also above the settings it has seen. Never offered as a tool.
+
+        It stands against every process whose setting the month has seen, and against every higher one; a setting
+        lower than all of those still lowers the month. Returns the limit before.
+
+        Raises:
+            LedgerDamagedError: as `rebuild_check`.
+        """
+        self.rebuild_check()
+        month = self._month()
+        with self._database.write() as connection:
+            months.heed_setting(connection, month, self._month_limit_pico, self._now())
+            before = postings.limit_of(connection, month) or 0
+            postings.change_budget(connection, month, self._now(), why, by_whom, limit_pico=limit_pico)
+        return before
+
     def reserve(
         self,
         run_id: str,
@@ -105,21 +123,15 @@ class Ledger:
             self.rebuild_check()
         call_id, month = secrets.token_hex(16), self._month()
         with self._database.write() as connection:
-            known = postings.limit_of(connection, month)
-            if known != self._month_limit_pico:
-                # a freeze does not end with its month: a person has still to look
-                frozen = postings.is_a_month_frozen(connection) if known is None else None
-                postings.change_budget(
-                    *(connection, month, self._now(), "the setting", "install"),
-                    limit_pico=self._month_limit_pico,
-                    frozen=frozen,
-                )
+            months.heed_setting(connection, month, self._month_limit_pico, self._now())
             columns: dict[str, SqlValue] = {
                 "call_id": call_id, "run_id": run_id, "month": month, "request_key": request_key, "owner": owner,
                 "model": model, "price_version": price_version, "is_batch": is_batch, "reserved_pico": amount_pico,
                 "opened_at": self._now(),
             }  # fmt: skip
-            postings.admit_call(connection, columns)
+            refusal = admission.admit_call(connection, columns)
+        if refusal is not None:  # raised only here: what the setting did to the month stays
+            raise refusal
         return call_id
 
     def settle(self, call_id: str, actual_pico: int, usage_json: str, request_id: str | None, body: str | None) -> None:
@@ -177,19 +189,27 @@ class Ledger:
         with self._database.write() as connection:
             postings.append_adjustment(connection, call_id, self._now(), delta_pico, why, by_whom)
 
-    def unfreeze(self, scope: str, why: str, by_whom: str) -> None:
+    def unfreeze(self, scope: str, why: str, by_whom: str) -> list[str]:
         """Admit calls again, after a person compared the provider's bill with the ledger. Never offered as a tool.
 
         Args:
-            scope: a run id, or `month:2026-11`.
+            scope: a run id, or `month:2026-11`; with a month every other frozen month is freed too, since the install
+                has one bill and a new month begins as frozen as the one before.
+
+        Returns: what was frozen and is not any more.
 
         Raises:
             StateError: it is not frozen.
         """
         with self._database.write() as connection:
-            if not connection.execute("SELECT 1 FROM budgets WHERE scope = ? AND frozen", (scope,)).fetchone():
+            frozen = [scope] if postings.is_frozen(connection, scope) else []
+            if not frozen:
                 raise StateError(f"The budget of {scope} is not frozen, so there is nothing to lift.")
-            postings.change_budget(connection, scope, self._now(), why, by_whom, frozen=False)
+            if scope.startswith("month:"):
+                frozen = postings.frozen_months(connection)
+            for each in frozen:
+                postings.change_budget(connection, each, self._now(), why, by_whom, frozen=False)
+        return frozen
 
     def recover(self, hold_owner: Callable[[str], AbstractContextManager[bool]]) -> int:
         """Forfeit the open calls of dead owners; returns how many.
@@ -208,11 +228,21 @@ class Ledger:
                         forfeited += postings.forfeit_orphans(connection, record["owner"], self._now())
         return forfeited
 
-    def open_batch_calls(self, run_id: str) -> list[OpenCall]:
-        """A run's calls that were meant for a batch and have no outcome yet, oldest first."""
-        return totals.read_open_batch_calls(self._database, run_id)
+    def open_batch_calls(self) -> list[OpenCall]:
+        """All runs' calls that were meant for a batch and have no outcome yet, oldest first."""
+        return totals.read_open_batch_calls(self._database)
 
-    def set_batch_id(self, call_ids: list[str], batch_id: str) -> None:
+    def note_submission(self, call_ids: Sequence[str]) -> None:
+        """Note that the sending of open batch calls begins now: until then it is certain that they are not billed.
+
+        Raises:
+            StateError: a call is not an open batch call without a batch.
+        """
+        with self._database.write() as connection:
+            for call_id in call_ids:
+                postings.note_submission(connection, call_id)
+
+    def set_batch_id(self, call_ids: Sequence[str], batch_id: str) -> None:
         """Note in which batch open calls were submitted; a second, different id for a call is refused.
 
         Raises:
@@ -232,9 +262,16 @@ class Ledger:
         return totals.read_totals(self._database, run_id) or Totals(run_id)
 
     def month_totals(self) -> Totals:
-        """How the install's budget of the present month stands."""
-        month = self._month()
-        return totals.read_totals(self._database, month) or Totals(month, limit_pico=self._month_limit_pico)
+        """How the install's budget of the present month stands, under the limit that this process's next call meets."""
+        return months.month_totals(self._database, self._month(), self._month_limit_pico)
+
+    def who_rules_the_month(self) -> months.Rule:
+        """Who decided the present month's limit, and how a person raises it."""
+        return months.who_rules(self._database.read, self._month(), self._month_limit_pico)
+
+    def frozen_scopes(self, run_id: str) -> list[str]:
+        """The budgets whose freeze keeps a run from its next paid call: its own, a month's, both or none."""
+        return totals.read_frozen(self._database, run_id, self._month())
 
     def rebuild_check(self) -> None:
         """Reckon every total anew from the calls; no money moves through an instance before this has passed once.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from opd_core.errors import BudgetExceededError, BudgetFrozenError, DuplicateCallError, OPDError, StateError
-from opd_core.money.amounts import format_usd
+from opd_core.errors import StateError
 from opd_core.state.database import SqlValue
 
 
@@ -34,30 +33,15 @@ def change_budget(
     )
 
 
-def is_a_month_frozen(connection: sqlite3.Connection) -> bool:
-    """Whether any month's budget is frozen."""
-    row = connection.execute("SELECT EXISTS (SELECT 1 FROM budgets WHERE scope LIKE 'month:%' AND frozen)").fetchone()
-    return bool(row[0])
+def is_frozen(connection: sqlite3.Connection, scope: str) -> bool:
+    """Whether the budget of a run or a month is frozen."""
+    return connection.execute("SELECT 1 FROM budgets WHERE scope = ? AND frozen", (scope,)).fetchone() is not None
 
 
-def admit_call(connection: sqlite3.Connection, columns: dict[str, SqlValue]) -> None:
-    """Insert an open call, which reserves its amount under the limits of `run_id` and `month`.
-
-    Raises:
-        BudgetExceededError, BudgetFrozenError, DuplicateCallError, StateError: as `Ledger.reserve`.
-    """
-    names = ", ".join(columns)
-    values = ", ".join(f":{name}" for name in columns)
-    try:
-        connection.execute(
-            f"INSERT INTO calls ({names}, state, attempt) "
-            f"VALUES ({values}, 'open', (SELECT COUNT(*) + 1 FROM calls WHERE request_key = :request_key))",
-            columns,
-        )
-    except sqlite3.IntegrityError as error:
-        raise _refusal(
-            connection, str(error), str(columns["run_id"]), str(columns["month"]), int(columns["reserved_pico"] or 0)
-        ) from None
+def frozen_months(connection: sqlite3.Connection) -> list[str]:
+    """The months whose budget is frozen, earliest first."""
+    rows = connection.execute("SELECT scope FROM budgets WHERE scope LIKE 'month:%' AND frozen ORDER BY scope")
+    return [str(row["scope"]) for row in rows]
 
 
 def close_call(connection: sqlite3.Connection, call_id: str, state: str, closed_at: str, **columns: SqlValue) -> None:
@@ -101,6 +85,21 @@ def note_batch(connection: sqlite3.Connection, call_id: str, batch_id: str) -> N
         raise StateError(f"Call {call_id} is no open call for batch {batch_id}: it is closed, or in another batch.")
 
 
+def note_submission(connection: sqlite3.Connection, call_id: str) -> None:
+    """Write that an open batch call is being sent; closing it writes over this.
+
+    Raises:
+        StateError: the call is not an open batch call without a batch.
+    """
+    updated = connection.execute(
+        "UPDATE calls SET reason = 'being sent in a batch' WHERE call_id = ? AND state = 'open' AND is_batch "
+        "AND batch_id IS NULL",
+        (call_id,),
+    ).rowcount
+    if updated != 1:
+        raise StateError(f"Call {call_id} is no open call that waits for its batch: it is closed, or in one already.")
+
+
 def forfeit_orphans(connection: sqlite3.Connection, owner: str, closed_at: str) -> int:
     """Close an owner's open calls, except those in a batch; the caller holds the owner's lock. Returns how many."""
     return connection.execute(
@@ -128,64 +127,3 @@ def append_adjustment(
             f"Call {call_id} cannot be adjusted by {delta_pico} picodollars ({error}). Only a closed call can, by no "
             "more than it cost, with a reason and a name."
         ) from None
-
-
-def _refusal(connection: sqlite3.Connection, reason: str, run_id: str, month: str, amount_pico: int) -> OPDError:
-    """The error for a reservation that a trigger refused with `reason`; read in the same transaction."""
-    match reason:
-        case "money: open":
-            return DuplicateCallError(
-                "The same request is on its way already and is not paid for twice. Wait for it, then look into the "
-                "response cache again."
-            )
-        case "money: stored":
-            return DuplicateCallError(
-                "The reply to this request is paid for and stored. Take it from the response cache; do not ask again."
-            )
-        case "money: no budget":
-            return StateError(f"Run {run_id} has no budget, so it makes no paid call. Start it with max_budget_usd.")
-        case "money: frozen":
-            return _frozen(connection, run_id, month)
-        case "money: over limit":
-            return _over_limit(connection, run_id, month, amount_pico)
-    return StateError(f"The ledger refused a reservation of {amount_pico} picodollars for run {run_id}: {reason}.")
-
-
-def _frozen(connection: sqlite3.Connection, run_id: str, month: str) -> BudgetFrozenError:
-    change = connection.execute(
-        "SELECT scope, at, why FROM budget_changes JOIN budgets USING (scope) "
-        "WHERE scope IN (?, ?) AND budgets.frozen ORDER BY number DESC LIMIT 1",
-        (run_id, month),
-    ).fetchone()
-    whose = f"run {run_id}" if change["scope"] == run_id else f"this install for {month.removeprefix('month:')}"
-    return BudgetFrozenError(
-        f"The budget of {whose} is frozen since {change['at']}: {change['why']}. The prices or the token bound may be "
-        "wrong, so no paid call is made. A person must compare the provider's usage page with this ledger and lift the "
-        "freeze; no tool can. Stop the run meanwhile, or use a local teacher."
-    )
-
-
-def _over_limit(connection: sqlite3.Connection, run_id: str, month: str, amount_pico: int) -> BudgetExceededError:
-    budgets = connection.execute(
-        "SELECT scope, limit_pico, limit_pico - spent_pico - reserved_pico AS left, reserved_pico FROM budgets "
-        "WHERE scope IN (?, ?) ORDER BY left LIMIT 1",
-        (run_id, month),
-    ).fetchone()
-    left, limit = max(0, int(budgets["left"])), format_usd(budgets["limit_pico"])
-    is_run = budgets["scope"] == run_id
-    whose = f"The budget of run {run_id}" if is_run else f"The install's budget for {month.removeprefix('month:')}"
-    way_out = (
-        "If the person agrees, resume the run with a higher budget (resume_distillation with max_budget_usd and "
-        "confirmed=true); or keep its best adapter."
-        if is_run
-        else "A new one begins next month (UTC); only a person can raise it, with OPD_MONTHLY_BUDGET_USD. The run "
-        "keeps its best adapter."
-    )
-    held = format_usd(budgets["reserved_pico"])
-    return BudgetExceededError(
-        f"{whose} ({limit}) has {format_usd(left)} left (open calls hold {held}), and the next call may cost up to "
-        f"{format_usd(amount_pico)}. {way_out}",
-        scope="run" if is_run else "month",
-        left_pico=left,
-        needed_pico=amount_pico,
-    )

@@ -57,10 +57,13 @@ class _Rates(BaseModel):
 
 
 class _Model(BaseModel):
+    """One row. `retires_on` is announced; `retires_not_before` is how far the provider's promise goes, no more."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1)
     retires_on: date | None = None
+    retires_not_before: date | None = None
     max_prompt_tokens: int | None = None
     prices: tuple[_Rates, ...] = Field(min_length=1)
 
@@ -159,6 +162,23 @@ class PriceTable(BaseModel):
         if day is None or day > today + timedelta(days=RETIREMENT_NOTICE_DAYS):
             return None
         return "retired" if day <= today else day
+
+    def retirement_notice(self, model: str, today: date) -> str | None:
+        """A sentence when the model retires, or by the provider's word may, within 30 days; None otherwise.
+
+        Raises:
+            UnknownPriceError: the table does not have the model.
+        """
+        found = self.retirement(model, today)
+        if found == "retired":
+            return f"{model} is retired."
+        if found is not None:
+            return f"{model} retires on {found}; a run resumed after that day needs another model."
+        day = self._row(model).retires_not_before
+        if day is None or day > today + timedelta(days=RETIREMENT_NOTICE_DAYS):
+            return None
+        when = "that day has passed and it may end any day" if day <= today else "no day is announced"
+        return f"{model} retires not before {day}: {when}. A run resumed after its end needs another model."
 
     def age_days(self, today: date) -> int:
         """Days since the prices were checked; 0 when the clock is behind that day."""

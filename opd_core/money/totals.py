@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from opd_core.errors import LedgerDamagedError
 from opd_core.money.amounts import format_usd
@@ -65,6 +66,12 @@ class OpenCall:
     reserved_pico: int
     batch_id: str | None
     """The provider's id of the batch it was submitted in; None when that is not known (yet)."""
+    owner: str
+    """The worker instance that reserved it."""
+    opened_at: datetime
+    """By this machine's clock, in UTC; the day whose price was reserved."""
+    was_submitted: bool
+    """Whether its sending has begun; if not, it cannot have been billed."""
 
 
 def read_totals(database: Database, scope: str) -> Totals | None:
@@ -88,14 +95,31 @@ def read_totals(database: Database, scope: str) -> Totals | None:
     return Totals(**{**values, "frozen": bool(values["frozen"])})
 
 
-def read_open_batch_calls(database: Database, run_id: str) -> list[OpenCall]:
+def read_frozen(database: Database, run_id: str, month: str) -> list[str]:
+    """As `Ledger.frozen_scopes`: a month that has not begun is as frozen as any before it."""
+    records = database.read(
+        "SELECT scope FROM budgets WHERE frozen AND (scope IN (?1, ?2) OR (scope LIKE 'month:%' AND NOT EXISTS "
+        "(SELECT 1 FROM budgets WHERE scope = ?2))) ORDER BY scope",
+        (run_id, month),
+    )
+    return [str(record["scope"]) for record in records]
+
+
+def read_open_batch_calls(database: Database) -> list[OpenCall]:
     """As `Ledger.open_batch_calls`."""
     records = database.read(
-        "SELECT call_id, run_id, request_key, model, reserved_pico, batch_id FROM calls "
-        "WHERE run_id = ? AND state = 'open' AND is_batch ORDER BY number",
-        (run_id,),
+        "SELECT call_id, run_id, request_key, model, reserved_pico, batch_id, owner, opened_at, "
+        "(reason IS NOT NULL OR batch_id IS NOT NULL) AS was_submitted "
+        "FROM calls WHERE state = 'open' AND is_batch ORDER BY number"
     )
-    return [OpenCall(**dict(record)) for record in records]
+    return [
+        OpenCall(**{
+            **dict(record),
+            "opened_at": datetime.fromisoformat(record["opened_at"]),
+            "was_submitted": bool(record["was_submitted"]),
+        })
+        for record in records
+    ]  # fmt: skip
 
 
 def rebuild_check(database: Database) -> None:

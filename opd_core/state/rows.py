@@ -87,8 +87,11 @@ class RunRow:
     """80 % of the limit are spent or reserved."""
     budget_exceeded: bool = False
     """The run stopped because its next call did not fit into what was left."""
-    budget_frozen: bool = False
-    """Paid calls are refused until a person has looked: one cost more than was reserved, or could not be priced."""
+    frozen_budgets: tuple[str, ...] = ()
+    """Its own id or a month (`month:2026-11`) whose freeze keeps it from its next paid call until a person has looked:
+    a call cost more than was reserved, or could not be priced."""
+    stopped_by_freeze: bool = False
+    """It stopped because paid calls were frozen then."""
 
     @property
     def is_paid(self) -> bool:

@@ -16,8 +16,9 @@ from opd_core.errors import (
     TeacherCacheMissError,
     TeacherUnavailableError,
 )
-from opd_core.teachers.cashier import Answer, Cashier, Request, Reservation
+from opd_core.teachers.cashier import Cashier
 from opd_core.teachers.limiter import TokenLimiter
+from opd_core.teachers.requests import Answer, Request, Reservation
 from opd_core.teachers.retrying import (
     LONGEST_WAIT_SECONDS,
     TRY_AGAIN_SECONDS,

@@ -1,35 +1,34 @@
 """References that can wait, at half the price: the Message Batches API, safe against a crash at any moment.
 
-The ledger is the memory. Each request is reserved first, as a batch call, and its call id is its `custom_id`; then the
-batch is submitted; then its id is noted with the calls. A worker that died in between left open batch calls: with an
-id they are simply waited for; without one the provider's list is searched for a batch that holds them, and only when
-there is none are they released. So nothing is submitted twice and no result is lost.
+The ledger is the memory. Each request is reserved first, as a batch call, and its call id is its `custom_id`; then it
+is noted that the sending begins; then the batch is sent; then its id is noted with the calls. A worker that died in
+between left open batch calls. Those whose sending never began are released; with a batch id they are waited for; the
+others are looked for at the provider. Whoever wants one of the same replies does that on the dead worker's behalf: the
+money stays with the run that reserved it, the replies go to the cache that all runs share.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
 import logging
-import re
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
-
-import anthropic
-import httpx2
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from opd_core.errors import (
     BudgetExceededError,
     DuplicateCallError,
+    OPDError,
     TeacherRefusedError,
     TeacherStoppedError,
-    TeacherUnavailableError,
 )
 from opd_core.message_params import body_bytes
-from opd_core.money.ledger import OpenCall
-from opd_core.teachers.cashier import Answer, Cashier, Request, Reservation
-from opd_core.teachers.replies import BadReplyError, decode
-from opd_core.teachers.retrying import LONGEST_WAIT_SECONDS, CallFailed, explain, with_retries
+from opd_core.money.totals import OpenCall
+from opd_core.teachers.batch_client import BatchClient, JsonObject
+from opd_core.teachers.batch_recovery import BatchSearch
+from opd_core.teachers.cashier import Cashier
+from opd_core.teachers.requests import Answer, Request, Reservation
+from opd_core.teachers.retrying import CallFailed
 from opd_core.teachers.transport import ApiKey
 from opd_core.teachers.waiting import Seams, Waits
 
@@ -37,32 +36,25 @@ log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 10_000  # the provider takes 100,000 and 256 MB
 MAX_BYTES = 100_000_000
-POLL_SECONDS = 30.0
-SETTLE_IN_SECONDS = 60.0  # how long a batch that was just submitted may be missing from the list
-LISTED = 100  # newest batches that are searched
-_BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-T = TypeVar("T")
+NOT_CARRIED_OUT = ("errored", "canceled", "expired")  # and not billed
 Held = Sequence[tuple[Request, Reservation]]
+ByKey = dict[str, Request]
+HoldOwner = Callable[[str], AbstractContextManager[bool]]
 
 
 class Batcher:
-    """Gets the answers of one run's requests through batches; lives as long as its event loop."""
+    """Gets the answers of one run's requests through batches; lives as long as its event loop.
+
+    Args:
+        hold_owner: see `Ledger.recover`.
+    """
 
     def __init__(
-        self,
-        client: anthropic.AsyncAnthropic,
-        key: ApiKey,
-        cashier: Cashier,
-        waits: Waits,
-        seams: Seams,
-        timeout_seconds: float,
+        self, client: BatchClient, key: ApiKey, cashier: Cashier, waits: Waits, seams: Seams, hold_owner: HoldOwner
     ) -> None:
-        self._client = client
-        self._key = key
-        self._cashier = cashier
-        self._waits = waits
-        self._seams = seams
-        self._timeout_seconds = timeout_seconds
+        self._client, self._key, self._cashier, self._ledger = client, key, cashier, cashier.ledger
+        self._waits, self._seams, self._hold_owner = waits, seams, hold_owner
+        self._sent: set[str] = set()
 
     async def fetch(self, requests: Sequence[Request]) -> dict[str, Answer]:
         """Answers by request key; none for a request that the provider did not carry out.
@@ -77,8 +69,21 @@ class Batcher:
         except CallFailed as failure:
             raise failure.as_unavailable() from None
 
-    async def _fetch(self, by_key: dict[str, Request]) -> dict[str, Answer]:
-        answers = await self._finish_open_calls(by_key)
+    async def take_up(self, requests: Sequence[Request]) -> dict[str, Answer]:
+        """Settle open batch calls that stand in the way of these requests, as far as no living worker does.
+
+        Returns: the answers of those that were this run's own; other runs' are in the cache.
+
+        Raises:
+            TeacherUnavailableError, TeacherRefusedError, TeacherStoppedError: as `fetch`.
+        """
+        try:
+            return await self._finish({request.key: request for request in requests}, has_time=False)
+        except CallFailed as failure:
+            raise failure.as_unavailable() from None
+
+    async def _fetch(self, by_key: ByKey) -> dict[str, Answer]:
+        answers = await self._finish(by_key)
         waiting = [request for key, request in by_key.items() if key not in answers]
         while waiting:
             missing = []
@@ -91,7 +96,7 @@ class Batcher:
             held, waiting = self._reserve_what_fits(missing)
             if held:
                 await self._submit(held)
-                answers.update(await self._finish_open_calls(by_key))
+                answers.update(await self._finish(by_key))
         return answers
 
     def _reserve_what_fits(self, requests: Sequence[Request]) -> tuple[Held, list[Request]]:
@@ -106,6 +111,7 @@ class Batcher:
             if len(held) == MAX_REQUESTS or (held and size > MAX_BYTES):
                 return held, list(requests[position:])
             try:
+                self._waits.check_stop()
                 held.append((request, self._cashier.reserve(request, is_batch=True)))
             except DuplicateCallError:
                 continue
@@ -113,24 +119,24 @@ class Batcher:
                 if not held:
                     raise
                 return held, list(requests[position:])
+            except OPDError:
+                self._release([reservation.call_id for _, reservation in held], "the batch was not sent")
+                raise
         return held, []
 
     async def _submit(self, held: Held) -> None:
         """Send one batch and note its id. When it is not known whether it arrived, its calls stay open."""
-        entries: list[Any] = [
+        entries: list[JsonObject] = [
             {"custom_id": reservation.call_id, "params": request.params} for request, reservation in held
         ]
         call_ids = [reservation.call_id for _, reservation in held]
-
-        async def create() -> str:
-            self._waits.check_stop()
-            return _batch_id(await self._json(lambda: self._batches.create(requests=entries)))
-
+        self._ledger.note_submission(call_ids)
+        self._sent.update(call_ids)
         try:
             # a failure after which it is tried again cost nothing, so the same reservations serve
-            batch_id = await with_retries(create, self._waits, self._seams, uncertain_attempts=1)
+            batch_id = await self._client.create(entries)
         except TeacherStoppedError:
-            self._release(call_ids, "the batch was not submitted: the run was asked to stop")
+            self._release(call_ids, "the batch was not sent: the run was asked to stop")
             raise
         except CallFailed as failure:
             if failure.outcome == "released":
@@ -138,144 +144,108 @@ class Batcher:
                 raise
             log.warning("It is not known whether a batch of %d requests was taken: %s", len(held), failure)
         else:
-            self._cashier.ledger.set_batch_id(call_ids, batch_id)
+            self._ledger.set_batch_id(call_ids, batch_id)
 
-    async def _finish_open_calls(self, by_key: dict[str, Request]) -> dict[str, Answer]:
-        """Wait for all open batch calls of the run, whoever submitted them, and settle them."""
-        unplaced = [call for call in self._open_calls() if call.batch_id is None]
-        if unplaced:
-            await self._find_batch(unplaced)
+    async def _finish(self, by_key: ByKey, *, has_time: bool = True) -> dict[str, Answer]:
+        """Wait for open batch calls and settle them, whoever submitted them.
+
+        Args:
+            has_time: also for this run's calls that none of the requests needs.
+        """
+        own = self._cashier.run_id
+        calls = self._ledger.open_batch_calls()
+        runs = {call.run_id for call in calls if call.request_key in by_key or (has_time and call.run_id == own)}
         answers: dict[str, Answer] = {}
-        calls = self._open_calls()
-        for batch_id in dict.fromkeys(call.batch_id for call in calls if call.batch_id is not None):
-            members = [call for call in calls if call.batch_id == batch_id]
-            answers.update(await self._settle(batch_id, members, by_key))
+        for run_id in sorted(runs):
+            with self._held([call for call in calls if call.run_id == run_id]) as found:
+                self._release([call.call_id for call in found if not call.was_submitted], "it was never sent")
+            submitted = [call for call in found if call.was_submitted]
+            await self._place([call for call in submitted if call.batch_id is None])
+            answers.update(await self._settle_run(run_id, by_key) if submitted else {})
         return answers
 
-    async def _find_batch(self, calls: Sequence[OpenCall]) -> None:
-        """Find out in which batch calls without a batch id are; release them when there is none.
+    async def _place(self, calls: Sequence[OpenCall]) -> None:
+        """Find out in which batch the calls of one submission are. What cannot be known is charged in full."""
+        if not calls:
+            return
+        taken = {call.batch_id for call in self._ledger.open_batch_calls() if call.batch_id is not None}
+        found = await BatchSearch(self._client, self._waits, self._seams.now, calls, taken).run()
+        with self._held(calls) as still_open:
+            unplaced = [call for call in still_open if call.batch_id is None]
+            call_ids = [call.call_id for call in unplaced]
+            if found.batch_id is not None:
+                self._ledger.set_batch_id(call_ids, found.batch_id)
+            # another process may have sent it with the key of another workspace, whose list is another
+            elif found.is_certain and self._sent.issuperset(call_ids):
+                self._release(call_ids, "no batch at the provider holds it: it never arrived")
+            else:
+                for call in unplaced:
+                    self._give_up(call, "It is not known whether a batch at the provider holds it")
 
-        The provider's list does not tell what is in a batch; the results do, once it has ended. So only batches of as
-        many requests are looked into.
-        """
-        call_ids = [call.call_id for call in calls]
-        for is_last_look in (False, True):
-            listed = await self._get(lambda: self._batches.list(limit=LISTED))
-            for batch in listed.get("data") or ():
-                batch_id = _batch_id(batch)
-                if sum((batch.get("request_counts") or {}).values()) != len(calls):
-                    continue
-                await self._wait_for(batch_id, len(calls))
-                if (await self._results(batch_id)).keys() & set(call_ids):
-                    self._cashier.ledger.set_batch_id(call_ids, batch_id)
-                    return
-            if not is_last_look:
-                await self._waits.pause(SETTLE_IN_SECONDS, "")
-        self._release(call_ids, "no batch at the provider holds it: it was never submitted")
+    async def _settle_run(self, run_id: str, by_key: ByKey) -> dict[str, Answer]:
+        calls = [call for call in self._ledger.open_batch_calls() if call.run_id == run_id]
+        answers: dict[str, Answer] = {}
+        for batch_id in dict.fromkeys(call.batch_id for call in calls if call.batch_id is not None):
+            members = [call for call in calls if call.batch_id == batch_id]
+            try:
+                await self._client.wait_for(batch_id, len(members))
+                results = await self._client.results(batch_id)
+            except CallFailed as failure:
+                if failure.status != 404:
+                    raise
+                results = {}  # the provider keeps results for 29 days; what became of these nobody can tell any more
+            with self._held(members) as still_open:
+                answers.update(self._settle(batch_id, still_open, results, by_key))
+        return answers
 
-    async def _settle(self, batch_id: str, calls: Sequence[OpenCall], by_key: dict[str, Request]) -> dict[str, Answer]:
-        try:
-            await self._wait_for(batch_id, len(calls))
-            results = await self._results(batch_id)
-        except CallFailed as failure:
-            if failure.status != 404:
-                raise
-            results = {}  # the provider keeps results for 29 days; what became of these nobody can tell any more
+    def _settle(
+        self, batch_id: str, calls: Sequence[OpenCall], results: dict[str, JsonObject], by_key: ByKey
+    ) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
         refused: TeacherRefusedError | None = None
-        today = self._seams.now().date()
         for call in calls:
+            cashier, is_own = self._cashier_of(call), call.run_id == self._cashier.run_id
+            request = by_key.get(call.request_key)
             result = results.get(call.call_id, {})
-            reservation = Reservation(call.call_id, call.request_key, call.model, call.reserved_pico, today)
-            if result.get("type") in ("errored", "canceled", "expired"):
+            if result.get("type") in NOT_CARRIED_OUT:
                 self._release([call.call_id], f"in the batch it was {result['type']}")
-            elif result.get("type") != "succeeded":
-                missing = CallFailed("The batch has no result for it", "forfeited", "final")
-                self._cashier.fail(reservation, missing)
-                answers[call.request_key] = Answer()
+                continue
+            answer = Answer()
+            if result.get("type") != "succeeded":
+                self._give_up(call, "The batch has no result for it")
             else:
+                body = json.dumps(result.get("message"))
                 try:
-                    answers[call.request_key], _ = self._cashier.settle(
-                        reservation, by_key.get(call.request_key), json.dumps(result.get("message")), batch_id=batch_id
-                    )
+                    answer, _ = cashier.settle(_reservation(call), request if is_own else None, body, batch_id=batch_id)
                 except TeacherRefusedError as error:
-                    refused = error  # the others are paid for: they are kept first
+                    # the others are paid for: they are kept first
+                    refused = error if is_own or request is not None else refused
+                    continue
+            if is_own:
+                answers[call.request_key] = answer
         if refused is not None:
             raise refused
         return answers
 
-    async def _wait_for(self, batch_id: str, size: int) -> None:
-        """Until the batch has ended."""
-        reason = f"Waiting for the teacher: a batch of {size} references is being worked on."
-        started = self._seams.clock()
+    @contextlib.contextmanager
+    def _held(self, calls: Sequence[OpenCall]) -> Iterator[list[OpenCall]]:
+        """Those calls of one run that are still open, while its worker is known to be dead; else none."""
+        is_own = calls[0].run_id == self._cashier.run_id
+        with nullcontext(True) if is_own else self._hold_owner(calls[0].owner) as is_dead:
+            call_ids = {call.call_id for call in calls}
+            yield [call for call in self._ledger.open_batch_calls() if is_dead and call.call_id in call_ids]
 
-        async def ended() -> bool:
-            found = await self._get(lambda: self._batches.retrieve(batch_id))
-            return found.get("processing_status") == "ended"
+    def _cashier_of(self, call: OpenCall) -> Cashier:
+        return self._cashier if call.run_id == self._cashier.run_id else self._cashier.on_behalf(call.run_id)
 
-        if await ended():
-            return
-        with self._waits.visible(reason, LONGEST_WAIT_SECONDS):
-            while self._seams.clock() - started < LONGEST_WAIT_SECONDS:
-                await self._waits.pause(POLL_SECONDS, reason)
-                if await ended():
-                    return
-        raise TeacherUnavailableError(reason, wake_in_seconds=LONGEST_WAIT_SECONDS)
-
-    async def _results(self, batch_id: str) -> dict[str, dict[str, Any]]:
-        """The result of each request of an ended batch, by its custom id."""
-        path = f"/v1/messages/batches/{batch_id}/results"
-
-        async def read() -> httpx2.Response:
-            return await self._guarded(lambda: self._client.get(path, cast_to=httpx2.Response))
-
-        results: dict[str, dict[str, Any]] = {}
-        for line in (await self._retried(read)).text.splitlines():
-            try:
-                entry = decode(line)
-                results[entry["custom_id"]] = dict(entry["result"])
-            except (BadReplyError, KeyError, TypeError, ValueError):
-                log.warning("A line in the results of batch %s cannot be read.", batch_id)
-        return results
-
-    @property
-    def _batches(self) -> Any:
-        return self._client.messages.batches.with_raw_response
-
-    def _open_calls(self) -> list[OpenCall]:
-        return self._cashier.ledger.open_batch_calls(self._cashier.run_id)
+    def _give_up(self, call: OpenCall, reason: str) -> None:
+        self._cashier_of(call).fail(_reservation(call), CallFailed(reason, "forfeited", "final"))
 
     def _release(self, call_ids: Sequence[str], reason: str) -> None:
         for call_id in call_ids:
-            self._cashier.ledger.release(call_id, reason)
-
-    async def _get(self, send: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
-        return await self._retried(lambda: self._json(send))
-
-    async def _retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Asking costs nothing, so it may be repeated."""
-        return await with_retries(attempt, self._waits, self._seams, uncertain_attempts=3)
-
-    async def _json(self, send: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
-        raw = await self._guarded(send)
-        try:
-            found = decode(raw.http_response.text)
-        except BadReplyError as error:
-            raise CallFailed(f"The teacher's server sent {error}", "forfeited", "uncertain") from None
-        if not isinstance(found, dict):
-            raise CallFailed("The teacher's server sent something else than an object", "forfeited", "uncertain")
-        return found
-
-    async def _guarded(self, send: Callable[[], Awaitable[T]]) -> T:
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await send()
-        except Exception as error:
-            raise explain(error, self._seams.now(), self._key) from None
+            self._ledger.release(call_id, reason)
 
 
-def _batch_id(batch: dict[str, Any]) -> str:
-    found = batch.get("id")
-    if not isinstance(found, str) or not _BATCH_ID.fullmatch(found):
-        raise CallFailed("The teacher's server sent a batch without a usable id", "forfeited", "uncertain")
-    return found
+def _reservation(call: OpenCall) -> Reservation:
+    """As it was made: a reply is priced by the day on which its price was reserved."""
+    return Reservation(call.call_id, call.request_key, call.model, call.reserved_pico, call.opened_at.date())

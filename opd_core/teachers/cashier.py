@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -17,7 +18,8 @@ from opd_core.money.ledger import Ledger
 from opd_core.money.pricing import PriceTable, cost_pico, prompt_upper_bound, reservation_pico
 from opd_core.money.response_cache import ResponseCache
 from opd_core.teachers.completions import Completion, CompletionsLog
-from opd_core.teachers.replies import FRONTIER_REFUSAL, BadReplyError, Reply, decode, read_message
+from opd_core.teachers.replies import FRONTIER_REFUSAL, BadReplyError, Reply, decode, read_message, without_secrets
+from opd_core.teachers.requests import Answer, Request, Reservation
 from opd_core.teachers.retrying import CallFailed
 from opd_core.teachers.waiting import Seams
 from opd_core.training.teaching import TeacherStats
@@ -25,49 +27,12 @@ from opd_core.training.teaching import TeacherStats
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Request:
-    """One logical request: however often it is attempted, its reply is paid for once.
-
-    Attributes:
-        key: sha256 of everything that changes the reply.
-        params: arguments of the Messages call.
-        parse: makes the value out of the text; raises MalformedReplyError.
-    """
-
-    kind: str
-    key: str
-    params: dict[str, Any]
-    version: str
-    sample_index: int
-    parse: Callable[[str], Any]
-
-    @property
-    def model(self) -> str:
-        """The model asked for."""
-        return str(self.params["model"])
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """Money held for one attempt."""
-
-    call_id: str
-    request_key: str
-    model: str
-    amount_pico: int
-    day: date
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a request gave; `value` is None when the reply was refused, truncated or malformed."""
-
-    value: Any = None
-
-
 class Cashier:
-    """The money and the records of one run's teacher; safe from several threads."""
+    """The money and the records of one run's teacher; safe from several threads.
+
+    Args:
+        redact: takes the API key out of a text, before anything of a reply is kept.
+    """
 
     def __init__(
         self,
@@ -79,6 +44,7 @@ class Cashier:
         completions: CompletionsLog,
         seams: Seams,
         prices_confirmed_on: date | None,
+        redact: Callable[[str], str],
     ) -> None:
         self.run_id = run_id
         self.ledger = ledger
@@ -88,10 +54,18 @@ class Cashier:
         self._prices_confirmed_on = prices_confirmed_on
         self._completions = completions
         self._seams = seams
+        self._redact = redact
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("calls", "cache_hits", "refused", "truncated", "malformed"), 0)
         self._cost_pico = 0
+        self._cost_before_pico = ledger.totals(run_id).spent_pico
         self._latency_seconds = 0.0
+
+    def on_behalf(self, run_id: str) -> Cashier:
+        """Another run's cashier: what it settles is counted and recorded as that run's."""
+        other = copy.copy(self)
+        other.run_id, other._lock, other._counts = run_id, threading.Lock(), dict(self._counts)
+        return other
 
     def cached(self, request: Request) -> Answer | None:
         """The answer from the response cache, or None.
@@ -107,7 +81,8 @@ class Cashier:
         self.ledger.count_cache_hits(self.run_id)
         self._count("cache_hits", standing)
         self._completions.write(
-            Completion(request.kind, request.key, request.version, request.sample_index, reply, standing, True)
+            self.run_id,
+            Completion(request.kind, request.key, request.version, request.sample_index, reply, standing, True),
         )
         return Answer(value)
 
@@ -158,6 +133,18 @@ class Cashier:
         Raises:
             TeacherRefusedError: the provider refuses because of what the text is for.
         """
+        body = without_secrets(body, self._redact)
+        request_id = self._redact(request_id) if request_id else None
+        came = Completion(
+            *_names(request, reservation),
+            *(None, "malformed", False),
+            model=reservation.model,
+            body=body,
+            cost_pico=reservation.amount_pico,
+            latency_seconds=latency_seconds,
+            request_id=request_id,
+            batch_id=batch_id,
+        )
         try:
             reply = read_message(decode(body))
             cost = cost_pico(
@@ -170,10 +157,10 @@ class Cashier:
             )
         except BadReplyError as error:
             self._forfeit(reservation, str(error))
-            return self._unusable(f"{error}; it is charged in full"), None
+            return self._unusable(came, f"{error}; it is charged in full"), None
         except UnknownPriceError as error:
             self._forfeit(reservation, str(error), freeze=True)
-            return self._unusable(str(error)), None
+            return self._unusable(replace(came, reply=reply), str(error)), None
         value, standing = _judge(reply, request.parse) if request else (None, reply.standing)
         # a refusal of the whole undertaking is not kept, so that it can be asked again once a person has cleared it
         kept = None if reply.refusal == FRONTIER_REFUSAL else body
@@ -185,18 +172,7 @@ class Cashier:
                 format_usd(reservation.amount_pico),
             )
         self._count("calls", standing, cost, latency_seconds)
-        kind, version, sample = (
-            (request.kind, request.version, request.sample_index) if request else ("reference", "", 0)
-        )
-        self._completions.write(
-            Completion(
-                *(kind, reservation.request_key, version, sample, reply, standing, False),
-                cost_pico=cost,
-                latency_seconds=latency_seconds,
-                request_id=request_id,
-                batch_id=batch_id,
-            )
-        )
+        self._completions.write(self.run_id, replace(came, reply=reply, standing=standing, cost_pico=cost))
         if reply.refusal == FRONTIER_REFUSAL:
             raise TeacherRefusedError(
                 f"The teacher ({reply.model}) refuses to help: its provider sees the request as help in developing a "
@@ -210,7 +186,12 @@ class Cashier:
         with self._lock:
             calls = self._counts["calls"]
             mean = 1000.0 * self._latency_seconds / calls if calls else 0.0
-            return TeacherStats(latency_ms_mean=mean, cost_usd=usd_from_pico(self._cost_pico), **self._counts)
+            return TeacherStats(
+                latency_ms_mean=mean,
+                cost_usd=usd_from_pico(self._cost_pico),
+                cost_before_usd=usd_from_pico(self._cost_before_pico),
+                **self._counts,
+            )
 
     def _forfeit(self, reservation: Reservation, reason: str, *, freeze: bool = False) -> None:
         log.warning("A call to the teacher is charged in full: %s", reason)
@@ -218,9 +199,11 @@ class Cashier:
         with self._lock:
             self._cost_pico += reservation.amount_pico
 
-    def _unusable(self, reason: str) -> Answer:
+    def _unusable(self, came: Completion, reason: str) -> Answer:
+        """Count and record a reply that was charged in full, so that a person can compare it with the bill."""
         log.warning("The teacher sent %s.", reason)
         self._count("calls", "malformed")
+        self._completions.write(self.run_id, replace(came, unusable=reason))
         return Answer()
 
     def _count(self, name: str, standing: str, cost: int = 0, latency_seconds: float = 0.0) -> None:
@@ -230,6 +213,12 @@ class Cashier:
                 self._counts[standing] += 1
             self._cost_pico += cost
             self._latency_seconds += latency_seconds
+
+
+def _names(request: Request | None, reservation: Reservation) -> tuple[str, str, str, int]:
+    """What a completion was asked for; of a batch that was taken over no more than the key is known."""
+    kind, version, sample = (request.kind, request.version, request.sample_index) if request else ("reference", "", 0)
+    return kind, reservation.request_key, version, sample
 
 
 def _judge(reply: Reply, parse: Callable[[str], Any]) -> tuple[Any, str]:

@@ -30,11 +30,13 @@ from opd_core.money.ledger import Ledger
 from opd_core.money.pricing import PriceTable
 from opd_core.money.response_cache import ResponseCache, request_key
 from opd_core.teachers.asking import Asker
-from opd_core.teachers.batches import Batcher
-from opd_core.teachers.cashier import Answer, Cashier, Request
+from opd_core.teachers.batch_client import BatchClient
+from opd_core.teachers.batches import Batcher, HoldOwner
+from opd_core.teachers.cashier import Cashier
 from opd_core.teachers.completions import CompletionsLog
 from opd_core.teachers.limiter import TokenLimiter
-from opd_core.teachers.retrying import CallFailed, explain, with_retries
+from opd_core.teachers.requests import Answer, Request
+from opd_core.teachers.retrying import explain, of_a_free_look
 from opd_core.teachers.running import CallRunner
 from opd_core.teachers.transport import DEFAULT_BASE_URL, ApiKey, check_base_url, key_from_environment
 from opd_core.teachers.waiting import OnWait, Seams, Waits
@@ -110,6 +112,7 @@ class ClaudeTeacher:
     Args:
         on_wait: told the reason and the seconds of a wait longer than a minute, and `("", 0.0)` at its end.
         should_stop: asked again and again; once true, waits end and no more calls are made.
+        hold_owner: see `Ledger.recover`; other runs' batches are settled when their worker is dead.
         find_key: gives the API key as it is now, at each call; it is kept nowhere.
     """
 
@@ -123,6 +126,7 @@ class ClaudeTeacher:
         completions: CompletionsLog,
         on_wait: OnWait,
         should_stop: Callable[[], bool],
+        hold_owner: HoldOwner,
         find_key: Callable[[], str | None] = key_from_environment,
         seams: Seams | None = None,
     ) -> None:
@@ -131,10 +135,12 @@ class ClaudeTeacher:
         self._seams = seams or Seams()
         self._key = ApiKey(find_key)
         self._waits = Waits(self._seams, on_wait, should_stop)
+        self._hold_owner = hold_owner
         self._limiter = TokenLimiter(settings.tokens_per_minute, self._seams)
         self._cashier = Cashier(
             *(settings.run_id, settings.owner, ledger, cache, prices, completions, self._seams),
             prices_confirmed_on=settings.prices_confirmed_on,
+            redact=self._key.redact,
         )
         self._calls = CallRunner(
             *(settings.base_url, self._key, settings.timeout_seconds, settings.stop_grace_seconds),
@@ -142,15 +148,15 @@ class ClaudeTeacher:
         )
 
     def references(
-        self, conversations: Sequence[Sequence[Message]], *, sample_index: int = 0
+        self, conversations: Sequence[Sequence[Message]], *, sample_index: int = 0, may_wait: bool = False
     ) -> list[Reference | None]:
-        """The answers the student should have given; by batches, at half the price, when the settings say so."""
+        """The answers the student should have given; by batches when they may wait and the settings say so."""
         templates = self._settings.templates
         requests = [
             self._request(templates.reference(conversation), parse_reference, sample_index)
             for conversation in conversations
         ]
-        return self._ask(requests, may_wait=True)
+        return self._ask(requests, may_wait=may_wait)
 
     def guidance(self, rollouts: Sequence[Rollout]) -> list[Guidance | None]:
         """What is right and wrong in each rollout; equal ones are asked for once."""
@@ -177,27 +183,21 @@ class ClaudeTeacher:
         ]
 
     def check(self) -> None:
-        """Ask, for nothing, whether the key is accepted and the model exists; does nothing in a cache-only run.
+        """Ask once, for nothing, whether the key is accepted and the model exists; nothing in a cache-only run.
 
         Raises:
-            TeacherUnavailableError: one of them is not so, or the server cannot be reached.
+            TeacherUnavailableError: one of them is not so; with a `wake_in_seconds` it could not be found out now.
         """
         if self._settings.cache_only:
             return
         self._key.read()
 
         async def look(client: anthropic.AsyncAnthropic) -> None:
-            async def attempt() -> None:
-                try:
-                    async with asyncio.timeout(self._settings.timeout_seconds):
-                        await client.models.with_raw_response.retrieve(self._settings.model)
-                except Exception as error:
-                    raise explain(error, self._seams.now(), self._key) from None
-
             try:
-                await with_retries(attempt, self._waits, self._seams)
-            except CallFailed as failure:
-                raise failure.as_unavailable() from None
+                async with asyncio.timeout(self._settings.timeout_seconds):
+                    await client.models.with_raw_response.retrieve(self._settings.model)
+            except Exception as error:
+                raise of_a_free_look(explain(error, self._seams.now(), self._key)) from None
 
         self._calls.run(lambda client: self._calls.all([look(client)]))
 
@@ -223,9 +223,11 @@ class ClaudeTeacher:
         async def ask_all(client: anthropic.AsyncAnthropic) -> dict[str, Answer]:
             settings = self._settings
             answers: dict[str, Answer] = {}
-            if may_wait and settings.use_batches and not settings.cache_only:
-                batcher = Batcher(client, self._key, self._cashier, self._waits, self._seams, settings.timeout_seconds)
-                [answers] = await self._calls.all([batcher.fetch(list(unique.values()))])
+            if not settings.cache_only:
+                batches = BatchClient(client, self._key, self._waits, self._seams, settings.timeout_seconds)
+                batcher = Batcher(batches, self._key, self._cashier, self._waits, self._seams, self._hold_owner)
+                ask = batcher.fetch if may_wait and settings.use_batches else batcher.take_up
+                [answers] = await self._calls.all([ask(list(unique.values()))])
             asker = Asker(
                 *(client, self._key, self._cashier, self._limiter, self._waits, self._seams),
                 timeout_seconds=settings.timeout_seconds,

@@ -25,7 +25,7 @@ def hire_claude(
     run_id: str,
     owner: str,
     hold_owner: Callable[[str], AbstractContextManager[bool]],
-    append: Append,
+    append_of: Callable[[str], Append],
     on_wait: OnWait,
     should_stop: Callable[[], bool],
 ) -> ClaudeTeacher:
@@ -35,7 +35,7 @@ def hire_claude(
         config: names model and `max_budget_usd`, which the preflight has checked against the person's ceilings.
         owner: the worker instance whose lock proves that it lives.
         hold_owner: see `Ledger.recover`.
-        append: adds lines to the job's `teacher_completions` file.
+        append_of: for a run id, what adds lines to that run's `teacher_completions` file.
 
     Raises:
         LedgerDamagedError: the ledger does not add up; nothing is spent with it.
@@ -57,7 +57,8 @@ def hire_claude(
         ledger=ledger,
         cache=ResponseCache(database),
         prices=PriceTable.load(),
-        completions=CompletionsLog(append, utc_moment),
+        completions=CompletionsLog(append_of, utc_moment),
         on_wait=on_wait,
         should_stop=should_stop,
+        hold_owner=hold_owner,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,6 +59,29 @@ def decode(text: str) -> Any:
         return STRICT_JSON.decode(text.strip())
     except (ValueError, RecursionError):
         raise BadReplyError("a reply that is not JSON") from None
+
+
+def without_secrets(body: str, redact: Callable[[str], str]) -> str:
+    """The body with `redact` applied to every string in it, also where JSON spells it with escapes.
+
+    A body in which there is nothing to redact stays as it is, to the byte.
+    """
+    try:
+        found = decode(body)
+        clean = _redacted(found, redact)
+    except (BadReplyError, RecursionError):
+        return redact(body)
+    return body if clean == found else json.dumps(clean)
+
+
+def _redacted(value: Any, redact: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list):
+        return [_redacted(item, redact) for item in value]
+    if isinstance(value, dict):
+        return {redact(name): _redacted(item, redact) for name, item in value.items()}
+    return value
 
 
 def read_message(body: Any) -> Reply:

@@ -75,7 +75,7 @@ class CallFailed(Exception):
         self.status = status
 
     def as_unavailable(self) -> TeacherUnavailableError:
-        """The error for the caller when there is no other attempt."""
+        """The error for the caller of a paid call when there is no other attempt."""
         wake = self.wake_in_seconds
         if self.kind in ("busy", "unreachable"):
             wake = max(self.retry_after or 0.0, TRY_AGAIN_SECONDS)
@@ -84,11 +84,24 @@ class CallFailed(Exception):
         return TeacherUnavailableError(str(self) + advice, wake_in_seconds=wake)
 
 
+def of_a_free_look(failure: CallFailed) -> TeacherUnavailableError:
+    """Only what the server refused is a finding; that it failed or fell silent tells nothing, and costs nothing."""
+    if failure.outcome == "released":
+        return failure.as_unavailable()
+    answered = f"status {failure.status}" if failure.status else "no whole answer"
+    return TeacherUnavailableError(
+        f"The teacher's server did not say whether key and model are good ({answered}).",
+        wake_in_seconds=TRY_AGAIN_SECONDS,
+    )
+
+
 def explain(error: Exception, now: datetime, key: ApiKey) -> CallFailed:
     """What an exception of the client library means. Nothing of it is kept: it holds the request."""
     if isinstance(error, anthropic.APIStatusError):
         return _explain_status(error, now, key)
     cause = error.__cause__ if isinstance(error, anthropic.APIConnectionError) else error
+    if isinstance(cause, TeacherUnavailableError):  # the key went away after the reservation: nothing was sent
+        return CallFailed(str(cause), "released", "final")
     if isinstance(cause, _NEVER_CONNECTED):
         return CallFailed("The teacher's server cannot be reached. Is the network there?", "released", "unreachable")
     if isinstance(cause, TimeoutError | httpx2.TimeoutException):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import ipaddress
 import os
+import re
+import socket
 import ssl
 from collections.abc import Callable
 
@@ -23,6 +25,13 @@ from opd_core.types import clean_text
 DEFAULT_BASE_URL = "https://api.anthropic.com"
 KEY_VARIABLE = "ANTHROPIC_API_KEY"
 CONNECT_SECONDS = 10.0
+_LIKE_A_KEY = re.compile(r"sk-ant-[A-Za-z0-9_-]{16,}")
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_CARRIES_IPV4 = tuple(
+    ipaddress.IPv6Network(net)
+    for net in ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+)
+"""IPv6 networks whose addresses stand for IPv4 ones, private ones among them."""
 _PLACEHOLDER = "set-below-the-client"
 _HEADERS_SENT = {
     *("accept", "accept-encoding", "connection", "content-length", "content-type"),
@@ -35,6 +44,9 @@ Transport = Callable[[], httpx2.AsyncBaseTransport]
 def check_base_url(text: str) -> str:
     """The address of the provider without a final slash; https, or http to this machine (a test's endpoint).
 
+    A numeric address is judged by what it means, however it is spelled. What a name resolves to is not looked at: it
+    may change at any moment, and https proves that the right server answers.
+
     Raises:
         ConfigError: any other scheme, user names, a path, a query, or an address that is not public.
     """
@@ -42,16 +54,30 @@ def check_base_url(text: str) -> str:
         url = httpx2.URL(text)
     except (httpx2.InvalidURL, TypeError) as error:
         raise _bad_base_url(text) from error
-    try:
-        address = ipaddress.ip_address(url.host)
-    except ValueError:
-        address = None
+    address = _address(url.host)
     loopback = url.host == "localhost" or (address is not None and address.is_loopback)
-    public = address is None or address.is_global or loopback
+    public = bool(_HOST_NAME.fullmatch(url.host)) if address is None else loopback or _is_public(address)
     plain = not (url.userinfo or url.query or url.fragment) and url.path in ("", "/")
-    if not (url.host and plain and public and (url.scheme == "https" or (url.scheme == "http" and loopback))):
+    if not (plain and public and (url.scheme == "https" or (url.scheme == "http" and loopback))):
         raise _bad_base_url(text)
     return str(url).rstrip("/")
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """What a numeric host means to the system's resolver, which takes 127.1, 0x7f000001 and 2130706433 for one."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    carries_ipv4 = address.version == 6 and any(address in network for network in _CARRIES_IPV4)
+    return address.is_global and not address.is_multicast and not carries_ipv4
 
 
 def _bad_base_url(text: str) -> ConfigError:
@@ -94,9 +120,9 @@ class ApiKey:
         return key
 
     def redact(self, text: str) -> str:
-        """The text without the key, should a server have sent it back."""
-        key = self._key()
-        return text.replace(key, f"[{KEY_VARIABLE}]") if key else text
+        """The text without the key, should a server have sent it back, and without what looks like a key of theirs."""
+        key, mark = self._key(), f"[{KEY_VARIABLE}]"
+        return _LIKE_A_KEY.sub(mark, text.replace(key, mark) if key else text)
 
     def _key(self) -> str:
         return (self._find() or "").strip()

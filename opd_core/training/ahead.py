@@ -44,10 +44,10 @@ class RememberingTeacher:
         return [self._known.pop(rollout.rollout_id) for rollout in rollouts]
 
     def references(
-        self, conversations: Sequence[Sequence[Message]], *, sample_index: int = 0
+        self, conversations: Sequence[Sequence[Message]], *, sample_index: int = 0, may_wait: bool = False
     ) -> list[Reference | None]:
         """See `TextTeacher.references`."""
-        return self._teacher.references(conversations, sample_index=sample_index)
+        return self._teacher.references(conversations, sample_index=sample_index, may_wait=may_wait)
 
     def lesson(self, rollouts: Sequence[Rollout]) -> str | None:
         """See `TextTeacher.lesson`."""

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from opd_core.errors import OPDError, TeacherStoppedError
+from opd_core.errors import BudgetExceededError, OPDError, TeacherStoppedError
 from opd_core.guidance import Judgement, JudgePair, Preference
 from opd_core.intervals import Z_95, Interval, verdict
 from opd_core.training.evaluator import Evaluation, Progress
@@ -21,6 +21,10 @@ from opd_core.types import clean_text
 
 PROMPTS_PER_ASKING = 8
 """Judgements got before a budget ends are kept in portions of so many prompts."""
+BUDGET_NOTE = (
+    "Not all answers were judged: what is left of judge_budget_usd may not pay for the next judgement. For more, "
+    "compare again with a larger judge_budget_usd; what is judged already comes from the cache and costs nothing."
+)
 POINTS: dict[Preference, float] = {"first": 1.0, "second": 0.0, "tie": 0.5}
 FIT_STEPS = 50
 
@@ -59,6 +63,8 @@ def judge_evaluations(
             on_progress(min(start + PROMPTS_PER_ASKING, prompts), prompts)
     except TeacherStoppedError:
         return None
+    except BudgetExceededError as error:
+        note = BUDGET_NOTE if error.scope == "run" else f"Not all answers were judged: {clean_text(str(error), 300)}"
     except OPDError as error:
         note = f"Not all answers were judged: {clean_text(str(error), 300)}"
     after = judge.stats()

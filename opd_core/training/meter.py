@@ -10,6 +10,9 @@ Figures = dict[str, float | int | None]
 class TeacherMeter:
     """Adds the counts of this process to those of the processes before it.
 
+    The counts before come from the checkpoint. What was paid comes from the ledger, which knows also what was spent
+    between that checkpoint and the end of its process.
+
     Args:
         teacher: None: everything is zero.
     """
@@ -32,7 +35,10 @@ class TeacherMeter:
             "teacher_unusable_replies": now.refused + now.truncated + now.malformed,
             "cumulative_cost_usd": now.cost_usd,
         }
-        return {name: (value or 0) + (self._before.get(name) or 0) for name, value in counts.items()}
+        before: Figures = dict(self._before)
+        if now.cost_before_usd is not None:
+            before["cumulative_cost_usd"] = now.cost_before_usd
+        return {name: (value or 0) + (before.get(name) or 0) for name, value in counts.items()}
 
     def step_figures(self) -> Figures:
         """The totals, and the mean latency of the calls since this was last asked."""

@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -74,7 +74,10 @@ class LevelResult:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What the probe found and what it recommends; `reason` is for people."""
+    """What the probe found and what it recommends; `reason` is for people.
+
+    `is_complete` is false when the budget ended before all levels were tried.
+    """
 
     measure: Measure
     held_out_prompts: int
@@ -83,6 +86,7 @@ class ProbeReport:
     reason: str
     cost_usd: float
     levels: tuple[LevelResult, ...] = field(default_factory=tuple)
+    is_complete: bool = True
 
     def as_record(self) -> dict[str, Any]:
         """Plain JSON data; an interval is `{mean, low, high}`, an open end null."""
@@ -139,6 +143,7 @@ class Probe:
             return None
         self._own = own.rollouts
         results: list[LevelResult] = []
+        is_complete = True
         for number, level in enumerate(levels):
             self._observer.phase("probe", f"guidance by {level}", (number + 1) / (len(levels) + 1))
             try:
@@ -148,13 +153,15 @@ class Probe:
                     raise  # nothing was measured, so there is nothing to recommend
                 note = f"not measured: {clean_text(str(error), 300)}"
                 results += [LevelResult(left_out, note=note) for left_out in levels[number:]]
+                is_complete = False
                 break
             if found is None:
                 return None
             results.append(found)
             self._observer.log(f"probe: {level_sentence(found)}")
         measure: Measure = "task_score" if self._rule.check is not None else "judgement"
-        return recommend(results, measure, len(self._held_out), self._text.stats().cost_usd - spent_before)
+        cost_usd = self._text.stats().cost_usd - spent_before
+        return replace(recommend(results, measure, len(self._held_out), cost_usd), is_complete=is_complete)
 
     def _measure(self, level: GuidanceLevel) -> LevelResult | None:
         before, started = self._text.stats(), time.perf_counter()

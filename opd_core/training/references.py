@@ -35,12 +35,17 @@ class References:
         """
         if self._teacher is None:
             return [example.completion for example in examples]
-        missing = list({e.prompt_id: e for e in examples if e.prompt_id not in self._texts}.values())
-        if missing:
-            replies = self._teacher.references([example.messages for example in missing])
-            for example, reply in zip(missing, replies, strict=True):
-                self._texts[example.prompt_id] = None if reply is None else self._usable(reply.text.strip(), example)
+        self._ask(self._teacher, examples, may_wait=False)
         return [self._texts[example.prompt_id] for example in examples]
+
+    def ask_ahead(self, examples: Sequence[PromptExample]) -> None:
+        """Ask for all of them at once, long before they are needed: so the teacher may take its time.
+
+        Raises:
+            OPDError: as `texts`.
+        """
+        if self._teacher is not None:
+            self._ask(self._teacher, examples, may_wait=True)
 
     def answer_ids(self, examples: Sequence[PromptExample]) -> list[tuple[int, ...] | None]:
         """`texts` as ids, end-of-turn token included."""
@@ -50,6 +55,13 @@ class References:
         """Prompt and reference of each example that has one."""
         found = zip(examples, self.answer_ids(examples), strict=True)
         return [(prompt_ids(self._tokenizer, example.messages), ids) for example, ids in found if ids is not None]
+
+    def _ask(self, teacher: TextTeacher, examples: Sequence[PromptExample], *, may_wait: bool) -> None:
+        missing = list({e.prompt_id: e for e in examples if e.prompt_id not in self._texts}.values())
+        if missing:
+            replies = teacher.references([example.messages for example in missing], may_wait=may_wait)
+            for example, reply in zip(missing, replies, strict=True):
+                self._texts[example.prompt_id] = None if reply is None else self._usable(reply.text.strip(), example)
 
     def _usable(self, text: str, example: PromptExample) -> str | None:
         if not text or self._rule.is_wrong(text, example):

@@ -48,6 +48,8 @@ class RunMemory:
     def from_record(saved: dict[str, Any]) -> RunMemory:
         """Take back what `as_record` gave; what makes a run end is forgotten, since resuming asks it to go on.
 
+        So is the choice of a probe that its budget cut short, as long as nothing was trained with it: `method` is None.
+
         Raises:
             CheckpointError: the checkpoint is of another version.
         """
@@ -59,6 +61,8 @@ class RunMemory:
             raise CheckpointError(f"The checkpoint's state is of another version: {error}. Start a new run.") from error
         memory.best_key = tuple(memory.best_key) if memory.best_key is not None else None
         memory.fell_off, memory.empty_steps = None, 0
+        if memory.step == 0 and memory.probe is not None and not memory.probe.get("is_complete", True):
+            memory.method = memory.guidance_level = memory.probe = None
         return memory
 
     def take(self, found: Evaluation, primary: PrimaryMetric, seed: int) -> bool:

@@ -55,6 +55,7 @@ class TeacherStats:
         cache_hits: requests answered without it.
         latency_ms_mean: of the calls alone; 0 without one.
         cost_usd: what the calls cost, those included that were charged without a usable reply.
+        cost_before_usd: what the ledger had charged the run before; None where there is no ledger.
         refused, truncated, malformed: replies that were counted and never given out.
     """
 
@@ -62,6 +63,7 @@ class TeacherStats:
     cache_hits: int = 0
     latency_ms_mean: float = 0.0
     cost_usd: float = 0.0
+    cost_before_usd: float | None = None
     refused: int = 0
     truncated: int = 0
     malformed: int = 0
@@ -79,9 +81,13 @@ class TextTeacher(Protocol):
     name: str
 
     def references(
-        self, conversations: Sequence[Sequence[Message]], *, sample_index: int = 0
+        self, conversations: Sequence[Sequence[Message]], *, sample_index: int = 0, may_wait: bool = False
     ) -> list[Reference | None]:
-        """The answers the student should have given, one a conversation."""
+        """The answers the student should have given, one a conversation.
+
+        Args:
+            may_wait: they are not needed soon: a teacher that is cheaper for those who wait may take hours.
+        """
         ...
 
     def guidance(self, rollouts: Sequence[Rollout]) -> list[Guidance | None]:

@@ -126,6 +126,9 @@ class _Run:
         """From the newest checkpoint, or from the start, to one outcome; money and stops end it in good order."""
         try:
             saved = self._restore() if resume else None
+            if saved is not None and self.memory.method is None:
+                self._begin_again()
+                saved = None
             if saved is None:
                 self.observer.cut_back({})
             if not self._decide_method():
@@ -190,6 +193,21 @@ class _Run:
             )
         self.is_prepared = True
         observer.log(f"student {base.path.name}, teacher {self.method.teacher_name}, device {mx.default_device()}")
+        if config.teacher_batch_api and config.method in ("contrast", "sft"):
+            self._ask_ahead()
+
+    def _ask_ahead(self) -> None:
+        """Ask at once for the references of all steps to come, which may wait for a batch."""
+        config = self.config
+        needed = {} if self.primary != "reference_nll" else {example.prompt_id: example for example in self.held_out}
+        for step in range(self.memory.step + 1, config.num_training_steps + 1):
+            for example in batch_for_step(self.train_examples, step, config.batch_size, config.seed):
+                needed[example.prompt_id] = example
+        self.observer.phase("preparing", f"asking the teacher for {len(needed)} references")
+        try:
+            self.references.ask_ahead(list(needed.values()))
+        except BudgetExceededError as error:  # what was got trains the student until the next one is missing
+            self.observer.log(f"not all references are within the budget: {error}")
 
     def _primary_metric(self) -> PrimaryMetric:
         wanted = self.config.primary_metric
@@ -364,6 +382,12 @@ class _Run:
         self.observer.cut_back(saved.state["positions"])
         self.observer.log(f"resumed from {found[-1].name}")
         return saved
+
+    def _begin_again(self) -> None:
+        """Nothing was trained yet and the probe was cut short: probe again. What it asked before costs nothing."""
+        self.observer.log("the budget had cut the probe short: it is made again before the training begins")
+        checkpoints.discard_after(self.folder, -1)
+        self.memory, self.saved_step = RunMemory(), -1
 
     def _ended_by_teacher(self, reason: EndReason, error: OPDError) -> TrainingOutcome:
         """No more teacher: what was trained since the last evaluation is still judged, if that costs nothing."""

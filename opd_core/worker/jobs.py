@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 from opd_core import blas
 from opd_core.comparison import ComparisonSpec
 from opd_core.config import RunConfig, parse_config
+from opd_core.control.preflight_paid import utc_today
+from opd_core.control.processes import try_lock
 from opd_core.control.supervisor import owner_name, run_of_owner
+from opd_core.errors import TeacherUnavailableError
 from opd_core.message_params import DEFAULT_TEACHER
+from opd_core.money.pricing import PriceTable
 from opd_core.paths import HomePaths, write_json
 from opd_core.run_prompts import load_run_prompts
 from opd_core.settings import KEY_VARIABLE, find_api_key, read_settings
@@ -26,6 +30,8 @@ from opd_core.types import EndReason, JobKind, RunState
 if TYPE_CHECKING:
     from opd_core.teachers.claude import ClaudeTeacher
     from opd_core.training.trainer import TrainingOutcome
+
+EVENTS_SEARCHED = 10_000
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,11 @@ def _judge_config(spec: ComparisonSpec, config: RunConfig, home: HomePaths) -> R
 
 
 def _hire(context: JobContext, config: RunConfig) -> ClaudeTeacher:
-    """The job's paid teacher; its key comes from the environment or OPD_HOME/.env and goes nowhere but to it."""
+    """The job's paid teacher; its key comes from the environment or OPD_HOME/.env and goes nowhere but to it.
+
+    Raises:
+        TeacherUnavailableError: the key or the model will not do; found out for nothing, before anything is made.
+    """
     from opd_core.teachers.hired import hire_claude
 
     row, home, recorder = context.row, context.home, context.recorder
@@ -139,20 +149,48 @@ def _hire(context: JobContext, config: RunConfig) -> ClaudeTeacher:
 
     @contextlib.contextmanager
     def hold_owner(owner: str) -> Iterator[bool]:
-        """This process holds the lock of its own run, so earlier epochs of that are dead; others are left alone."""
-        yield run_of_owner(owner) == row.run_id and owner != owner_name(row.run_id, row.epoch)
+        """This process holds the lock of its own run, so earlier epochs of that are dead; another's is tried."""
+        if run_of_owner(owner) == row.run_id:
+            yield owner != owner_name(row.run_id, row.epoch)
+            return
+        lock = try_lock(home.run_lock(run_of_owner(owner)))
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                os.close(lock)
 
-    return hire_claude(
+    teacher = hire_claude(
         config,
         read_settings(home=home.home),
         home.database,
         run_id=row.run_id,
         owner=owner_name(row.run_id, row.epoch),
         hold_owner=hold_owner,
-        append=JsonlFile(home.completions(row.run_id)).append,
+        append_of=lambda run_id: JsonlFile(home.completions(run_id)).append,
         on_wait=recorder.waiting,
         should_stop=recorder.should_stop,
     )
+    if not config.teacher_cache_only:
+        _tell_retirement(context, teacher.name)
+    try:
+        teacher.check()
+    except TeacherUnavailableError as error:
+        if error.wake_in_seconds is None:
+            raise
+        recorder.log(f"the teacher could not be looked at; the run goes on: {error}")  # its calls wait if they must
+    return teacher
+
+
+def _tell_retirement(context: JobContext, model: str) -> None:
+    """A line in the log at each start, and one event in all, when the model's end is near."""
+    notice = PriceTable.load().retirement_notice(model, utc_today())
+    if notice is None:
+        return
+    context.recorder.log(f"warning: {notice}")
+    run_id = context.row.run_id
+    if all(event.message != notice for event in context.store.events(run_id, limit=EVENTS_SEARCHED)):
+        context.store.add_event(run_id, "warning", notice)
 
 
 def checkpoint_folder(home: HomePaths, run_id: str, config: RunConfig) -> Path:

@@ -52,7 +52,7 @@ def test_candidate_paths_are_checked_and_made_absolute(tmp_path: Path) -> None:
     checked = check_comparison(
         spec(Candidate(name="mine", adapter_path=str(link))), config, world.roots, world.settings
     )
-    assert checked.candidates[0].adapter_path == str(adapter.resolve())
+    assert checked.warnings == () and checked.spec.candidates[0].adapter_path == str(adapter.resolve())
 
 
 def test_all_unusable_candidate_paths_are_named_at_once(tmp_path: Path) -> None:

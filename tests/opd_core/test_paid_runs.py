@@ -29,7 +29,7 @@ from opd_core.state.jsonl import JsonlFile
 from opd_core.state.rows import RunRow
 from opd_core.state.store import RunStore
 from opd_core.types import END_STATES
-from tests.endpoint import Endpoint, JsonObject, Reply, error, obliging, request_kind
+from tests.endpoint import PRICES, Endpoint, JsonObject, Reply, error, obliging, request_kind
 from tests.tiny import write_tiny_model
 from tests.waiting import wait_until
 
@@ -232,6 +232,64 @@ def test_a_key_that_is_not_accepted_fails_the_run_without_showing_it(house: Hous
     assert house.holds(CANARY) == []
 
 
+def files_of(house: House, kind: str) -> list[Path]:
+    """What a job has left in one of the home's folders."""
+    return [path for path in (house.home.home / kind).rglob("*") if path.is_file()]
+
+
+# row 9
+@pytest.mark.parametrize("kind", ["run", "probe", "comparison"])
+@pytest.mark.parametrize(
+    ("refusal", "says"),
+    [
+        (error(401, "authentication_error", f"bad key {CANARY}"), "API key is not accepted"),
+        (error(404, "not_found_error", "model: claude-sonnet-5-5"), "does not exist or is retired"),
+    ],
+    ids=["key", "model"],
+)
+def test_a_wrong_key_or_model_fails_a_job_before_anything_is_made(
+    house: House, kind: str, refusal: Reply, says: str
+) -> None:
+    source = house.run(num_training_steps=1) if kind == "comparison" else None
+    asked = len(house.endpoint.requests)
+    folders = ("rollouts", "metrics", "results", "checkpoints", "teacher_completions")
+    before = {folder: files_of(house, folder) for folder in folders}
+    house.endpoint.model_script.append(refusal)
+    if source is not None:
+        assert source.state == "completed", log_of(house, source)
+        candidates = (Candidate(name="base"), Candidate(name="distilled", adapter_path=source.final_adapter_path))
+        spec = ComparisonSpec(run_id=source.run_id, candidates=candidates, judge=True, judge_budget_usd=0.5)
+        row = house.ended(house.runs.start_comparison(spec))
+    else:
+        row = house.run() if kind == "run" else house.ended(house.runs.start_probe(house.config(method="auto")))
+    assert (row.state, row.end_reason) == ("failed", "error")
+    assert row.error_message and says in row.error_message
+    assert [path for _, path, _, _ in house.endpoint.requests[asked:]] == ["/v1/models/claude-sonnet-5-5"]
+    assert house.ledger.totals(row.run_id).calls == 0
+    assert {folder: files_of(house, folder) for folder in folders} == before
+    assert house.holds(CANARY) == []
+
+
+def test_a_look_at_the_teacher_that_fails_in_passing_lets_the_run_go_on(house: House) -> None:
+    house.endpoint.model_script.extend([error(503), error(500)])
+    row = house.run(num_training_steps=1)
+    assert row.state == "completed", log_of(house, row)
+    assert "could not be looked at" in log_of(house, row) and len(house.endpoint.model_script) == 1
+
+
+def test_a_teacher_whose_end_is_near_is_told_in_the_log_and_once_as_an_event(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = "claude-haiku-4-5"  # promised until a day that has passed: this stays true whatever day the test is run on
+    monkeypatch.setitem(PRICES, model, (1_000_000, 1_250_000, 100_000, 5_000_000))
+    row = house.run(teacher_model_id=model, num_training_steps=1)
+    assert row.state == "completed", log_of(house, row)
+    [line] = [line for line in log_of(house, row).splitlines() if "warning: " in line]
+    assert "retires not before 2026-10-15" in line
+    events = [event.message for event in house.runs.events(row.run_id) if event.kind == "warning"]
+    assert len([message for message in events if "retires not before" in message]) == 1
+
+
 def test_the_estimates_worst_case_is_what_the_run_reserved(house: House) -> None:
     config = house.config(num_training_steps=8, teacher_model_id="claude-haiku-5-5")
     settings = read_settings(home=house.home.home)
@@ -260,6 +318,8 @@ def test_a_killed_worker_is_charged_what_it_had_under_way_and_the_run_goes_on(ho
     assert done.state == "completed", log_of(house, done)
     totals = house.ledger.totals(row.run_id)
     assert house.endpoint.billed_pico <= totals.spent_pico <= totals.limit_pico
+    assert done.latest_metrics is not None  # also what was spent after the last checkpoint, and by the kill
+    assert done.latest_metrics["cumulative_cost_usd"] == pytest.approx(usd_from_pico(totals.spent_pico))
 
 
 def test_a_comparison_is_judged_under_a_budget_of_its_own(house: House) -> None:

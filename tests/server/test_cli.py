@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from opd_core import __version__
-from opd_core.money.ledger import Ledger
-from opd_core.paths import HomePaths
 from server.cli import main
 
-COMMANDS = ("serve", "demo", "run", "status", "doctor", "install", "unfreeze", "import-gguf")
+COMMANDS = (
+    *("serve", "demo", "run", "status", "report", "doctor", "install", "ledger", "adjust", "set-month", "unfreeze"),
+    "import-gguf",
+)
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda words: " ".join(words) or "opd")
@@ -74,19 +75,3 @@ def test_an_import_of_a_missing_file_is_one_sentence(tmp_path: Path, capsys: pyt
     told = refused(["import-gguf", str(tmp_path / "none.gguf"), str(tmp_path / "out")], capsys)
     assert "none.gguf" in told
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_person_lifts_a_freeze_and_only_one_that_is_there(
-    home: HomePaths, capsys: pytest.CaptureFixture[str]
-) -> None:
-    home.prepare()
-    ledger = Ledger(home.database, month_limit_pico=10**12)
-    ledger.open_budget("opd_1", 10**12)
-    price_version, key = "1", "a" * 64
-    call = ledger.reserve("opd_1", key, "claude-sonnet-5-5", price_version, 10**6, "opd_1.1")
-    ledger.forfeit(call, "dearer than reserved", freeze=True)
-    assert ledger.totals("opd_1").frozen
-    assert main(["unfreeze", "opd_1", "--why", "looked at the usage page"]) == 0
-    assert capsys.readouterr().out == "Paid calls of opd_1 are admitted again.\n"
-    assert not ledger.totals("opd_1").frozen
-    assert "not frozen" in refused(["unfreeze", "opd_1", "--why", "again"], capsys)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from mcp import StdioServerParameters
 from mcp.client import Client
 
-from tests.endpoint import Endpoint
+from tests.endpoint import Endpoint, Reply
 from tests.server.fakes import data_of, text_of
 from tests.server.test_end_to_end import Story, configuration, ended, house, parameters, pytestmark, tiny
 
@@ -44,13 +47,18 @@ def paid(home: Path, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def tell_paid(home: Path, endpoint: Endpoint, story: Story) -> None:
-    """Run a story; the endpoint's address stands in the file that only a person writes."""
+def paid_server(home: Path, endpoint: Endpoint) -> StdioServerParameters:
+    """The server's command; the endpoint's address stands in the file that only a person writes."""
     (home / "settings.toml").write_text(f'teacher_base_url = "{endpoint.url}"\n', encoding="utf-8")
     server = parameters(home)
-    server = StdioServerParameters(
+    return StdioServerParameters(
         command=server.command, args=server.args, env={"OPD_HOME": str(home), "ANTHROPIC_API_KEY": CANARY}
     )
+
+
+def tell_paid(home: Path, endpoint: Endpoint, story: Story) -> None:
+    """Run a story with a client of a fresh server."""
+    server = paid_server(home, endpoint)
 
     async def go() -> None:
         with anyio.fail_after(150):
@@ -58,6 +66,21 @@ def tell_paid(home: Path, endpoint: Endpoint, story: Story) -> None:
                 await story(client)
 
     anyio.run(go)
+
+
+async def dropped(
+    server: StdioServerParameters, tool: str, arguments: dict[str, Any], arrived: threading.Event
+) -> None:
+    """Call a tool and go away, server and all, while the call is still under way."""
+    async with Client(server) as client, anyio.create_task_group() as calls:
+
+        async def call() -> None:
+            await client.call_tool(tool, arguments)
+            raise AssertionError("the call was answered before it was dropped")
+
+        calls.start_soon(call)
+        assert await anyio.to_thread.run_sync(arrived.wait, 60), "the job asks its teacher"
+        calls.cancel_scope.cancel()
 
 
 async def fetched(client: Client, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -136,3 +159,35 @@ def test_a_budget_that_ends_stops_the_run_and_a_larger_one_goes_on(house: Path, 
         assert status["budget"]["spent_usd"] == pytest.approx(endpoint.billed_pico / 1e12)
 
     tell_paid(house, endpoint, story)
+
+
+# row 42
+def test_a_client_that_drops_a_call_changes_nothing_and_its_repetition_starts_nothing(
+    house: Path, endpoint: Endpoint
+) -> None:
+    hold, arrived = threading.Event(), threading.Event()
+    endpoint.script.append(Reply(text=json.dumps({"reference": "Yes."}), hold=hold, arrived=arrived))
+    server = paid_server(house, endpoint)
+    question = paid(house, client_request_id="once", guidance_level="examples")
+
+    async def go() -> None:
+        try:
+            with anyio.fail_after(90):
+                await dropped(server, "probe_teacher", {**question, **WAIT}, arrived)
+        finally:
+            hold.set()
+        with anyio.fail_after(90):
+            async with Client(server) as client:
+                probe = await fetched(client, "probe_teacher", question)
+                assert probe["status"] == "completed", probe
+                runs = data_of(await client.call_tool("list_runs", {}))["runs"]
+                assert [run["run_id"] for run in runs] == [probe["job_id"]], "one job, whoever asks for it how often"
+                assert probe["budget"]["spent_usd"] == pytest.approx(endpoint.billed_pico / 1e12)
+                asked = [json.dumps(call, sort_keys=True) for call in endpoint.calls]
+                assert len(asked) == len(set(asked)), "nothing was asked twice"
+
+    anyio.run(go)
+    with sqlite3.connect(house / "opd.db") as database:
+        states = database.execute("SELECT state, COUNT(*) FROM calls GROUP BY state").fetchall()
+        (epoch,) = database.execute("SELECT epoch FROM runs").fetchone()
+    assert states == [("settled", len(endpoint.calls))] and epoch == 1, "the worker outlived server and client"

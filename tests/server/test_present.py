@@ -100,11 +100,27 @@ def test_a_budget_that_ends_before_anything_was_trained_promises_no_adapter() ->
 
 
 def test_a_months_budget_and_a_freeze_are_told_apart_from_the_runs_own() -> None:
-    month = run_status(stopped_for("... only a person can raise it, with OPD_MONTHLY_BUDGET_USD."))
-    assert "for the month is used up" in month.summary and "OPD_MONTHLY_BUDGET_USD" in month.next_step
-    frozen = run_status(stopped_for(budget_frozen=True))
-    assert "frozen" in frozen.summary and "usage page" in frozen.next_step
-    assert "larger max_budget_usd" not in month.next_step + frozen.next_step
+    month = run_status(stopped_for("... only a person can raise it: opd set-month --to-usd DOLLARS --why TEXT"))
+    assert "for the month is used up" in month.summary and "opd set-month" in month.next_step
+    freeze: dict[str, Any] = {"stopped_by_freeze": True, "budget_exceeded": False}
+    frozen = run_status(stopped_for(frozen_budgets=("month:2026-11", "opd_1"), **freeze))
+    assert "frozen" in frozen.summary and "used up" not in frozen.summary and "usage page" in frozen.next_step
+    assert "`opd unfreeze month:2026-11 --why TEXT` and `opd unfreeze opd_1 --why TEXT`" in frozen.next_step
+    assert frozen.budget is not None and frozen.budget.frozen and not frozen.budget_exceeded
+    lifted = run_status(stopped_for(**freeze))
+    assert "frozen" in lifted.summary and "has lifted the freeze. Call resume_distillation" in lifted.next_step
+    for status in (month, frozen, lifted):
+        assert "larger max_budget_usd" not in status.next_step
+
+
+def test_a_freeze_that_came_later_is_not_why_a_run_had_stopped() -> None:
+    status = run_status(stopped_for(frozen_budgets=("month:2026-11",)))
+    assert "is used up" in status.summary and "opd unfreeze month:2026-11" in status.next_step
+
+
+def test_a_comparison_without_money_asks_for_the_budget_it_has() -> None:
+    row = stopped_for(kind="comparison", run_id="cmp_1", total_steps=0, final_adapter_path=None, **paid(limit=0.01))
+    assert "compare_adapters again, a larger judge_budget_usd" in run_status(row).next_step
 
 
 def test_a_refusal_of_the_provider_is_not_resumed_as_it_is() -> None:

@@ -235,6 +235,16 @@ def test_a_comparison_still_at_work_says_how_to_fetch_it() -> None:
     assert "compare_adapters with job_id cmp_1" in data["next_step"]
 
 
+def test_a_comparison_tells_at_its_start_what_it_was_warned_of() -> None:
+    row = make_row(
+        kind="comparison", run_id="cmp_1", total_steps=0, config={"run_id": "opd_1"}, message="Low \x1b month."
+    )
+    result = call(FakeUseCases(rows=[row]), "compare_adapters", {"timeout_seconds": 0})
+    assert data_of(result)["warnings"] == ["Low \\x1b month."] and "- warning: Low" in text_of(result)
+    fetched = call(FakeUseCases(rows=[row]), "compare_adapters", {"job_id": "cmp_1", "timeout_seconds": 0})
+    assert data_of(fetched)["warnings"] == []
+
+
 def test_fetching_a_comparison_by_its_job_starts_no_other() -> None:
     cases, _ = CALLS["compare_adapters"]
     cases.asked.clear()

@@ -209,7 +209,7 @@ def test_a_budget_that_ended_the_run_names_the_budget_that_would_have_been_enoug
 
 
 def test_a_frozen_budget_needs_a_person() -> None:
-    found = diagnose(spending(0.1, 10, budget_frozen=True))
+    found = diagnose(spending(0.1, 10, frozen_budgets=("opd_1",)))
     assert found.findings[0].severity == "stops" and "opd unfreeze opd_1" in found.suggestions[0].change
 
 

@@ -43,6 +43,11 @@ def test_what_was_spent_and_reserved_this_month_is_told(home: HomePaths) -> None
     ledger.settle(call, DOLLAR // 2, "{}", None, "body")
     facts, _ = look_at_paid_teachers(Settings(home), TODAY)
     assert (facts.month_spent_usd, facts.month_reserved_usd) == (0.5, 1.0)
+    assert facts.month_limit_usd == 20.0, "the lowest setting this month has seen, though this server allows 100"
+    assert "by the lowest OPD_MONTHLY_BUDGET_USD" in facts.month_limit_set
+    assert "opd set-month --to-usd" in facts.month_limit_set
+    facts, _ = look_at_paid_teachers(Settings(home, monthly_budget_usd=3.0), TODAY)
+    assert facts.month_limit_usd == 3.0 and "of this server" in facts.month_limit_set
 
 
 @pytest.mark.parametrize(
@@ -50,6 +55,8 @@ def test_what_was_spent_and_reserved_this_month_is_told(home: HomePaths) -> None
     [
         ("claude-sonnet-4-5", TODAY, "2026-11-30", "retires on 2026-11-30"),
         ("claude-sonnet-4-5", date(2026, 12, 1), "retired", "is retired"),
+        ("claude-opus-4-5", TODAY, None, "retires not before 2026-11-24"),
+        ("claude-haiku-4-5", TODAY, None, "may end any day"),
         ("claude-none-9", TODAY, None, "no price"),
         ("claude-sonnet-5-5", date(2027, 6, 1), None, "prices_confirmed_on"),
     ],

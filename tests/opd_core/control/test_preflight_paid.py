@@ -115,7 +115,21 @@ def test_the_months_limit_bounds_a_budget_and_what_is_left_of_it_is_told(world: 
     call = ledger.reserve("r", "key", "m", "v", 2 * DOLLAR, "r:1")
     assert any("only $4.00 are left" in warning for warning in passed(world, settings).warnings)
     ledger.forfeit(call, "unpriced", freeze=True)
-    assert isinstance(refusal(world, settings), BudgetFrozenError)
+    frozen = refusal(world, settings)
+    assert isinstance(frozen, BudgetFrozenError) and "opd unfreeze month:" in str(frozen)
+
+
+def test_the_month_is_judged_by_the_limit_that_rules_and_not_by_this_servers_setting(world: World) -> None:
+    settings = Settings(world.home, monthly_budget_usd=60.0)
+    assert passed(world, settings, max_budget_usd=7.0).warnings == passed(world, max_budget_usd=7.0).warnings
+    other = Ledger(world.home.database, month_limit_pico=6 * DOLLAR)
+    other.open_budget("r", 5 * DOLLAR)
+    other.release(other.reserve("r", "key", "m", "v", DOLLAR, "r:1"), "529")
+    told = str(refusal(world, settings, max_budget_usd=7.0))
+    assert "$6.00 (by the lowest OPD_MONTHLY_BUDGET_USD" in told and "opd set-month" in told
+    other.set_month(8 * DOLLAR, "the deadline", "Ada")
+    passed(world, settings, max_budget_usd=7.0)
+    passed(world, Settings(world.home, monthly_budget_usd=6.0), max_budget_usd=7.0)
 
 
 def test_old_prices_need_a_persons_confirmation(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +141,9 @@ def test_old_prices_need_a_persons_confirmation(world: World, monkeypatch: pytes
 def test_a_model_that_retires_is_told_and_a_retired_one_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     soon = passed(world, teacher_model_id="claude-sonnet-4-5")
     assert any("retires on 2026-11-30" in warning for warning in soon.warnings)
+    promised = passed(world, teacher_model_id="claude-opus-4-5")
+    assert any("retires not before 2026-11-24" in warning for warning in promised.warnings)
+    assert not any("retires" in warning for warning in passed(world, teacher_model_id="claude-sonnet-4-6").warnings)
     monkeypatch.setattr(preflight_paid, "utc_today", lambda: date(2026, 12, 1))
     assert "is retired" in str(refusal(world, teacher_model_id="claude-sonnet-4-5"))
 
@@ -154,7 +171,10 @@ def test_references_in_the_file_give_a_task_score_also_with_a_text_teacher(world
 def test_a_judge_needs_a_key_and_a_budget_within_the_ceilings(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run = check(world.config(), world.roots, Settings(world.home)).config
     spec = ComparisonSpec(run_id="r", candidates=(Candidate(name="base"),), judge=True, judge_budget_usd=2.0)
-    check_comparison(spec, run, world.roots, Settings(world.home))
+    assert check_comparison(spec, run, world.roots, Settings(world.home)).warnings == ()
+    ending = spec.model_copy(update={"judge_model_id": "claude-opus-4-5"})
+    (warning,) = check_comparison(ending, run, world.roots, Settings(world.home)).warnings
+    assert "claude-opus-4-5 retires not before 2026-11-24" in warning
     with pytest.raises(ConfigError, match="judge_budget_usd 2 is above"):
         check_comparison(spec, run, world.roots, replace(Settings(world.home), max_budget_usd=1.0))
     monkeypatch.delenv("ANTHROPIC_API_KEY")

@@ -12,11 +12,12 @@ from opd_core.comparison import Candidate, ComparisonSpec
 from opd_core.config import RunConfig, parse_config
 from opd_core.config_io import read_config
 from opd_core.control.logs import log_tail
-from opd_core.control.preflight import Preflight
+from opd_core.control.preflight import CheckedComparison, Preflight
 from opd_core.control.processes import try_lock
 from opd_core.control.runs import Runs
 from opd_core.control.supervisor import Supervisor
 from opd_core.errors import (
+    BudgetFrozenError,
     ConfigError,
     ConfirmationNeededError,
     HomeError,
@@ -65,12 +66,12 @@ def store(home: HomePaths) -> RunStore:
     return RunStore(home.database)
 
 
-def check_adapter_paths(spec: ComparisonSpec, _: RunConfig, roots: Roots, settings: Settings) -> ComparisonSpec:
+def check_adapter_paths(spec: ComparisonSpec, _: RunConfig, roots: Roots, settings: Settings) -> CheckedComparison:
     """Looks at the adapters' paths alone: these tests have no model and no prompts."""
     for candidate in spec.candidates:
         if candidate.adapter_path is not None:
             roots.check(candidate.adapter_path, "adapter_path", "folder")
-    return spec
+    return CheckedComparison(spec, ("the month is nearly used up",) if spec.judge else ())
 
 
 @pytest.fixture
@@ -382,6 +383,16 @@ def compared(runs: Runs, busy: None) -> Callable[..., ComparisonSpec]:
     return spec
 
 
+def test_what_a_comparison_is_warned_of_is_told_at_its_start_and_kept(
+    runs: Runs, compared: Callable[..., ComparisonSpec]
+) -> None:
+    row = runs.start_comparison(compared(judge=True, judge_budget_usd=1.0))
+    assert row.message == "the month is nearly used up"
+    told = [event.message for event in runs.events(row.run_id) if event.kind == "warning"]
+    assert told == ["the month is nearly used up"]
+    assert runs.start_comparison(compared()).message == ""
+
+
 def test_a_comparison_is_a_job_in_the_same_queue(runs: Runs, compared: Callable[..., ComparisonSpec]) -> None:
     row = runs.start_comparison(compared())
     assert row.run_id.startswith("cmp_")
@@ -430,6 +441,9 @@ def test_an_interrupted_comparison_can_be_run_again(
 ) -> None:
     job_id = runs.start_comparison(compared()).run_id
     end(store, job_id)
+    for changes in ({"max_budget_usd": 9.0, "confirmed": True}, {"num_training_steps": 9}):
+        with pytest.raises(ConfigError, match="compare_adapters again with a larger judge_budget_usd"):
+            runs.resume(job_id, **changes)
     assert runs.resume(job_id).state == "queued"
 
 
@@ -459,6 +473,30 @@ def test_a_paid_run_tells_how_its_budget_stands(runs: Runs, home: HomePaths, sto
     assert runs.list()[0] == [row]
     store.finish("mine", "stopped", "budget", epoch=store.claim("mine"), message="")
     assert runs.status("mine").budget_exceeded
+
+
+@pytest.mark.usefixtures("busy")
+@pytest.mark.parametrize("is_month", [False, True])
+def test_a_run_that_a_freeze_stopped_is_frozen_and_has_not_exceeded_its_budget(
+    runs: Runs, home: HomePaths, store: RunStore, is_month: bool
+) -> None:
+    runs.start(paid())
+    ledger = ledger_of(home)
+    for run_id in ("mine", "other"):
+        ledger.open_budget(run_id, 5 * DOLLAR)
+    dear = ledger.reserve("other" if is_month else "mine", "key", "m", "v", DOLLAR, "mine:1", is_batch=True)
+    ledger.forfeit(dear, "a reply without a price", freeze=True)
+    with pytest.raises(BudgetFrozenError) as frozen:
+        ledger.reserve("mine", "another", "m", "v", DOLLAR, "mine:1", is_batch=True)
+    store.finish(
+        "mine", "stopped", "budget", epoch=store.claim("mine"), message=f"{frozen.value} Stopped after step 2."
+    )
+    row, month = runs.status("mine"), ledger.month_totals().scope
+    assert (row.stopped_by_freeze, row.budget_exceeded) == (True, False)
+    assert row.frozen_budgets == ((month,) if is_month else ("mine", month))
+    for scope in row.frozen_budgets:
+        ledger.unfreeze(scope, "seen", "Ada")
+    assert runs.status("mine").frozen_budgets == () and runs.status("mine").stopped_by_freeze
 
 
 @pytest.mark.usefixtures("busy")

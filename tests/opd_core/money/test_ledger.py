@@ -58,7 +58,8 @@ def test_a_refusal_names_the_budget_and_what_to_do(path: Path) -> None:
         "run", PICO_PER_USD, PICO_PER_USD + 1, "max_budget_usd",
     )  # fmt: skip
     with pytest.raises(
-        BudgetExceededError, match=r"for 2026-11 \(\$8\.00\) has \$4\.00.*OPD_MONTHLY_BUDGET_USD"
+        BudgetExceededError,
+        match=r"for 2026-11 \(\$8\.00, by the lowest OPD_MONTHLY_BUDGET_USD.* has \$4\.00.*opd set-month",
     ) as caught:
         reserve(ledger, "c", 5 * PICO_PER_USD, "second")
     assert (caught.value.scope, caught.value.left_pico) == ("month", 4 * PICO_PER_USD)
@@ -175,15 +176,6 @@ def test_a_budget_opens_once_shrinks_freely_and_grows_only_on_purpose(ledger: Le
     ledger.rebuild_check()
 
 
-def test_the_installs_limit_is_the_setting_of_whoever_reserves(ledger: Ledger, path: Path, clock: Clock) -> None:
-    reserve(ledger, "a", 600)
-    with pytest.raises(BudgetExceededError, match="install's budget"):
-        reserve(Ledger(path, month_limit_pico=700, clock=clock), "b", 101)
-    reserve(Ledger(path, month_limit_pico=700, clock=clock), "b", 100)
-    reserve(ledger, "c", 300)
-    ledger.rebuild_check()
-
-
 def test_a_new_month_has_a_new_limit_but_a_run_keeps_its_own(ledger: Ledger, clock: Clock) -> None:
     ledger.open_budget("other", 2000)
     first = reserve(ledger, "a", 900)
@@ -254,7 +246,7 @@ def test_a_batch_outlives_its_worker_and_is_found_again(ledger: Ledger) -> None:
     ledger.set_batch_id(calls[:2], "batch_1")
     ledger.set_batch_id(calls[:2], "batch_1")
     assert ledger.recover(hold("dead")) == 1
-    found = ledger.open_batch_calls("run")
+    found = ledger.open_batch_calls()
     assert [(call.call_id, call.request_key, call.batch_id) for call in found] == [
         (calls[0], "a", "batch_1"), (calls[1], "b", "batch_1"), (calls[2], "c", None),
     ]  # fmt: skip
@@ -262,7 +254,24 @@ def test_a_batch_outlives_its_worker_and_is_found_again(ledger: Ledger) -> None:
         with pytest.raises(StateError, match="no open call for batch"):
             ledger.set_batch_id([call_id], batch_id)
     ledger.settle(calls[0], 10, "{}", None, "reply")
-    assert [call.request_key for call in ledger.open_batch_calls("run")] == ["b", "c"]
+    assert [call.request_key for call in ledger.open_batch_calls()] == ["b", "c"]
+
+
+def test_an_open_batch_call_tells_when_and_by_whom_it_was_opened_and_whether_it_was_sent(ledger: Ledger) -> None:
+    calls = [
+        ledger.reserve("run", key, "claude-sonnet-5-5", "v", 100, "dead", is_batch=True) for key in ("a", "b", "c")
+    ]
+    plain = reserve(ledger, "d", owner="dead")
+    ledger.note_submission(calls[:1])
+    ledger.set_batch_id(calls[1:2], "batch_1")
+    found = ledger.open_batch_calls()
+    assert [call.was_submitted for call in found] == [True, True, False]
+    assert {call.owner for call in found} == {"dead"} and all(call.opened_at.tzinfo for call in found)
+    ledger.release(calls[0], "over")
+    for call_id in (calls[0], calls[1], plain, "none"):
+        with pytest.raises(StateError, match="waits for its batch"):
+            ledger.note_submission([call_id])
+    ledger.rebuild_check()
 
 
 def test_cache_hits_are_counted_and_cost_nothing(ledger: Ledger) -> None:
@@ -331,7 +340,22 @@ def test_a_freeze_outlives_its_month_until_a_person_has_looked(ledger: Ledger, c
     ledger.open_budget("other", 400)
     ledger.settle(reserve(ledger, "a", 100), 150, "{}", None, "reply")
     clock.now += timedelta(days=31)
-    with pytest.raises(BudgetFrozenError, match="2026-12"):
+    assert ledger.frozen_scopes("other") == [MONTH] and ledger.month_totals().frozen
+    with pytest.raises(
+        BudgetFrozenError, match=r"2026-12 .*still frozen since month:2026-11.*opd unfreeze month:2026-12"
+    ):
         reserve(ledger, "b", 1, "other")
-    ledger.unfreeze(MONTH, "the usage page agrees", "Ada")
+    assert ledger.frozen_scopes("run") == ["month:2026-12", "run"]
+    assert ledger.unfreeze("month:2026-12", "the usage page agrees", "Ada") == [MONTH, "month:2026-12"]
     reserve(ledger, "b", 1, "other")
+    clock.now += timedelta(days=31)
+    reserve(ledger, "c", 1, "other")
+
+
+def test_the_reason_of_a_freeze_is_not_hidden_by_what_came_later(ledger: Ledger, path: Path, clock: Clock) -> None:
+    ledger.open_budget("other", 400)
+    ledger.settle(reserve(ledger, "a", 100), 150, "{}", None, "reply")
+    lower = Ledger(path, month_limit_pico=900, clock=clock)
+    for _ in range(2):
+        with pytest.raises(BudgetFrozenError, match="cost 150 of 100"):
+            reserve(lower, "b", 1, "other")

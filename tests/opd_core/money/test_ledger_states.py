@@ -41,6 +41,8 @@ class ModelCall:
 
 
 RUNS = ("one", "two")
+SETTINGS = (300, 320, 280)
+"""Of the month's limit, one a worker: as on servers that do not agree."""
 PICK = st.integers(0, 10_000)
 
 
@@ -58,8 +60,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.path = Path(self.folder.name) / "opd.db"
         self.clock = Clock()
         self.limits = dict.fromkeys(RUNS, 200)
-        self.month_limit = 300
         self.frozen: set[str] = set()
+        self.months: dict[str, int] = {}
+        self.lowest: dict[str, int] = {}
         self.calls: list[ModelCall] = []
         self.stored: dict[str, str] = {}
         self.dead: set[str] = set()
@@ -70,7 +73,18 @@ class LedgerMachine(RuleBasedStateMachine):
         self.file = sqlite3.connect(self.path, isolation_level=None)
 
     def start_worker(self, number: int) -> tuple[str, Ledger]:
-        return f"worker {number}", Ledger(self.path, month_limit_pico=self.month_limit, clock=self.clock)
+        return f"worker {number}", Ledger(self.path, month_limit_pico=SETTINGS[number], clock=self.clock)
+
+    def heed(self, setting: int) -> str:
+        """What a month's limit becomes when a process with this setting spends; returns the month."""
+        month = f"month:{self.clock.now:%Y-%m}"
+        if month not in self.months:
+            self.months[month] = self.lowest[month] = setting
+            if any(scope.startswith("month:") for scope in self.frozen):
+                self.frozen.add(month)
+        elif setting < self.lowest[month]:
+            self.months[month] = self.lowest[month] = min(self.months[month], setting)
+        return month
 
     def teardown(self) -> None:
         self.file.close()
@@ -100,13 +114,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(who=PICK, run_id=st.sampled_from(RUNS), key=st.sampled_from("abcdefgh"), amount=st.integers(1, 90))
     def reserve(self, who: int, run_id: str, key: str, amount: int) -> None:
         owner, ledger = self.workers[who % len(self.workers)]
-        month = f"month:{self.clock.now:%Y-%m}"
+        month = self.heed(SETTINGS[who % len(self.workers)])
         expected: type[OPDError] | None = None
         if key in self.stored or any(call.key == key and call.state == "open" for call in self.calls):
             expected = DuplicateCallError
         elif self.frozen & {run_id, month}:
             expected = BudgetFrozenError
-        elif self.used(run_id) + amount > self.limits[run_id] or self.used(month) + amount > self.month_limit:
+        elif self.used(run_id) + amount > self.limits[run_id] or self.used(month) + amount > self.months[month]:
             expected = BudgetExceededError
         if expected is not None:
             with pytest.raises(expected):
@@ -215,9 +229,18 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(who=PICK)
     def a_person_lifts_a_freeze(self, who: int) -> None:
-        for scope in sorted(self.frozen):
-            self.ledger(who).unfreeze(scope, "seen", "Ada")
+        for scope in sorted(self.frozen & set(RUNS)):
+            assert self.ledger(who).unfreeze(scope, "seen", "Ada") == [scope]
+        months = sorted(self.frozen - set(RUNS))
+        if months:
+            assert self.ledger(who).unfreeze(months[0], "seen", "Ada") == months
         self.frozen.clear()
+
+    @rule(who=PICK, limit=st.integers(0, 400))
+    def a_person_sets_the_month(self, who: int, limit: int) -> None:
+        month = self.heed(SETTINGS[who % len(self.workers)])
+        assert self.ledger(who).set_month(limit, "more is needed", "Ada") == self.months[month]
+        self.months[month] = limit
 
     @precondition(lambda self: len(self.calls) > 8)
     @rule()
@@ -227,12 +250,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def totals_are_the_sums_of_the_calls(self) -> None:
         budgets = {row[0]: row[1:] for row in self.rows("SELECT scope, spent_pico, reserved_pico, frozen FROM budgets")}
-        assert budgets.keys() == {*RUNS, *(call.month for call in self.calls)}
+        assert budgets.keys() == {*RUNS, *self.months}
         for scope, found in budgets.items():
             mine = [call for call in self.calls if scope in (call.run_id, call.month)]
             reserved = sum(call.reserved for call in mine if call.state == "open")
             assert found == (self.used(str(scope)) - reserved, reserved, scope in self.frozen)  # I2
             assert sum(call.billed for call in mine) <= self.used(str(scope))  # I3
+        limits = {row[0]: row[1] for row in self.rows("SELECT scope, limit_pico FROM budgets")}
+        assert limits == self.limits | self.months
         self.ledger(0).rebuild_check()  # I7
 
     @invariant()

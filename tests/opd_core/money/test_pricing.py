@@ -107,6 +107,25 @@ def test_a_retirement_is_told_thirty_days_ahead(today: date, expected: object) -
     assert TABLE.retirement("claude-sonnet-5-5", today) is None
 
 
+@pytest.mark.parametrize(
+    ("model", "today", "told"),
+    [
+        ("claude-sonnet-4-6-20260217", date(2027, 1, 17), None),
+        ("claude-sonnet-4-6-20260217", date(2027, 1, 18), "not before 2027-02-17: no day is announced"),
+        ("claude-sonnet-4-6", date(2027, 2, 17), "not before 2027-02-17: that day has passed"),
+        ("claude-haiku-4-5", date(2026, 11, 23), "not before 2026-10-15: that day has passed"),
+        ("claude-opus-4-5", date(2026, 11, 23), "not before 2026-11-24: no day is announced"),
+        ("claude-sonnet-4-5", date(2026, 11, 23), "retires on 2026-11-30"),
+        ("claude-sonnet-4-5", date(2026, 12, 23), "is retired"),
+        ("claude-sonnet-5-5", date(2027, 12, 23), None),
+    ],
+)
+def test_the_end_of_a_promise_is_told_as_such_and_is_no_retirement(model: str, today: date, told: str | None) -> None:
+    notice = TABLE.retirement_notice(model, today)
+    assert notice is None if told is None else notice is not None and told in notice
+    assert (TABLE.retirement(model, today) is None) == (told is None or "not before" in told)
+
+
 def test_prices_are_fresh_for_ninety_days_or_after_a_persons_look() -> None:
     checked = TABLE.checked_on
     last = date.fromordinal(checked.toordinal() + 90)

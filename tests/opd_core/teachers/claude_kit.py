@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from opd_core.guidance import Reference
 from opd_core.money.ledger import Ledger
 from opd_core.money.pricing import PriceTable
 from opd_core.money.response_cache import ResponseCache
 from opd_core.money.totals import Totals
 from opd_core.state.jsonl import JsonlFile
 from opd_core.teachers.claude import ClaudeSettings, ClaudeTeacher
-from opd_core.teachers.completions import CompletionsLog
+from opd_core.teachers.completions import Append, CompletionsLog
 from opd_core.teachers.transport import Transport, direct_transport
 from opd_core.teachers.waiting import Seams
 from opd_core.types import Message, Rollout
@@ -61,7 +62,9 @@ class Kit:
         self.database = folder / "opd.db"
         self.ledger = Ledger(self.database, month_limit_pico=100 * DOLLAR, clock=self.time.now)
         self.ledger.open_budget(run_id, limit_pico)
-        self.completions = JsonlFile(folder / "completions.jsonl")
+        self.folder = folder
+        endpoint.now = self.time.now
+        self.dead: set[str] = set()  # owners whose lock is free
         self.waits: list[tuple[str, float]] = []
         self.stop = False
 
@@ -79,14 +82,19 @@ class Kit:
             ledger=self.ledger,
             cache=ResponseCache(self.database),
             prices=PriceTable.load(),
-            completions=CompletionsLog(self._append, self.time.now),
+            completions=CompletionsLog(self._append_of, self.time.now),
             on_wait=lambda reason, seconds: self.waits.append((reason, seconds)),
             should_stop=lambda: self.stop,
+            hold_owner=lambda owner: nullcontext(owner in self.dead),
             seams=seams,
         )
 
-    def _append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        self.completions.append(records)
+    def by_batch(self, conversations: Sequence[Sequence[Message]], **more: Any) -> list[Reference | None]:
+        """References that may wait, of a new teacher that may use batches."""
+        return self.teacher(use_batches=True).references(conversations, may_wait=True, **more)
+
+    def _append_of(self, run_id: str) -> Append:
+        return JsonlFile(self.folder / f"{run_id}.jsonl").append
 
     @property
     def totals(self) -> Totals:
@@ -94,8 +102,8 @@ class Kit:
 
     @property
     def texts(self) -> list[dict[str, Any]]:
-        """The lines of the completions file."""
-        return list(self.completions.read())
+        """The lines of the run's completions file."""
+        return list(JsonlFile(self.folder / f"{self.run_id}.jsonl").read())
 
     def check_money(self) -> None:
         """What must hold at every moment: what was billed is counted, and what is counted is within the limit."""

@@ -41,7 +41,8 @@ def main() -> None:
     folder, url, moment = sys.argv[1:]
     kit = Kit(Path(folder), cast(Endpoint, SimpleNamespace(url=url)))
     settings: dict[str, Any] = {"use_batches": moment == "after_submit"}
-    kit.teacher(transport=lambda: DyingTransport(moment), **settings).references([ask(), ask("another")])
+    teacher = kit.teacher(transport=lambda: DyingTransport(moment), **settings)
+    teacher.references([ask(), ask("another")], may_wait=True)
 
 
 if __name__ == "__main__":

@@ -472,9 +472,9 @@ def test_a_name_that_does_not_resolve_is_a_missing_network(kit: Kit, monkeypatch
 def test_a_batch_whose_id_was_lost_in_a_crash_is_found_and_not_submitted_twice(kit: Kit) -> None:
     die(kit, "after_submit")
     assert len(kit.endpoint.submissions) == 1
-    assert [call.batch_id for call in kit.ledger.open_batch_calls(kit.run_id)] == [None, None]
+    assert [call.batch_id for call in kit.ledger.open_batch_calls()] == [None, None]
     assert kit.recover() == 0  # the provider goes on with it: nothing is given up
-    found = kit.teacher(use_batches=True).references([ask(), ask("another")])
+    found = kit.by_batch([ask(), ask("another")])
     assert None not in found
     assert len(kit.endpoint.submissions) == 1
     assert kit.endpoint.calls == []

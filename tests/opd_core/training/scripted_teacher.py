@@ -33,10 +33,13 @@ class ScriptedTeacher:
     before_call: Callable[[int], None] = lambda calls: None
     name: str = "scripted"
     calls: list[tuple[str, str]] = field(default_factory=list)
+    patient: list[bool] = field(default_factory=list)
+    """Of each reference, whether it was said that it may wait."""
 
     def references(
-        self, conversations: Sequence[Sequence[Message]], *, sample_index: int = 0
+        self, conversations: Sequence[Sequence[Message]], *, sample_index: int = 0, may_wait: bool = False
     ) -> list[Reference | None]:
+        self.patient.extend([may_wait] * len(conversations))
         prompts = [conversation[-1]["content"] for conversation in conversations]
         for prompt in prompts:
             self._call("reference", prompt)

@@ -67,7 +67,8 @@ def test_a_budget_that_ends_keeps_what_was_judged_for_every_candidate_alike() ->
     judge = ScriptedTeacher(prefer=prefers("fine"), before_call=refuse)
     texts = {name: answers([name] * 40) for name in ("base", "one", "two")}
     found = judge_evaluations(judge, texts, "base")
-    assert found is not None and "$0.00 left" in found["note"]
+    assert found is not None and "again with a larger judge_budget_usd" in found["note"]
+    assert "confirmed" not in found["note"] and "resume" not in found["note"]
     assert [found["candidates"][name]["pairs"] for name in ("one", "two")] == [2 * PROMPTS_PER_ASKING] * 2
 
 

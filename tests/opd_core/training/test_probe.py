@@ -218,6 +218,9 @@ def test_what_the_budget_does_not_reach_is_left_out_and_the_rest_decides(tiny_fo
     assert report is not None and report.guidance_level == "examples"
     notes = [found.note for found in report.levels]
     assert notes[:2] == ["", ""] and all("budget is used up" in note for note in notes[2:])
+    assert not report.is_complete
+    whole = probe(tiny_folder, Scripts(only_examples))
+    assert whole is not None and whole.is_complete and whole.as_record()["is_complete"]
     assert report.cost_usd == pytest.approx(6 * PRICE)
 
 

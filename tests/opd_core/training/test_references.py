@@ -24,6 +24,15 @@ def test_each_prompt_is_asked_for_once_refused_ones_included(base: LoadedBase) -
     assert teacher.count("reference") == 2
 
 
+def test_what_is_asked_ahead_may_wait_and_is_not_asked_for_again(base: LoadedBase) -> None:
+    teacher = ScriptedTeacher()
+    references = References(teacher, base.tokenizer, 64, AnswerRule())
+    references.ask_ahead([ONE, ONE])
+    assert references.texts([ONE, TWO]) == ["one", "two"]
+    assert teacher.patient == [True, False]
+    References(None, base.tokenizer, 64, AnswerRule()).ask_ahead([ONE])
+
+
 def test_ids_end_with_the_end_of_turn(base: LoadedBase) -> None:
     references = References(ScriptedTeacher(), base.tokenizer, 64, AnswerRule())
     assert references.answer_ids([ONE]) == [completion_ids(base.tokenizer, "one")]

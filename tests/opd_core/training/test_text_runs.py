@@ -319,13 +319,16 @@ def test_a_held_out_set_without_references_or_check_cannot_pick_a_best(model: Pa
         run(settings(model, "contrast"), tmp_path, Recorder(), ScriptedTeacher(lambda prompt: None))
 
 
-def decide(monkeypatch: pytest.MonkeyPatch, method: str, level: str | None) -> list[tuple[str, ...]]:
+def decide(
+    monkeypatch: pytest.MonkeyPatch, method: str, level: str | None, *, is_complete: bool = True
+) -> list[tuple[str, ...]]:
     """Let every probe find this; returns the levels that each probe was asked for."""
     asked: list[tuple[str, ...]] = []
 
     def probed(self: Probe, levels: Sequence[str]) -> ProbeReport:
         asked.append(tuple(levels))
-        return ProbeReport("task_score", 3, method, level, "method so and so, since so.", 0.0)  # type: ignore[arg-type]
+        reason = "method so and so, since so."
+        return ProbeReport("task_score", 3, method, level, reason, 0.0, (), is_complete)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Probe, "run", probed)
     return asked
@@ -351,6 +354,40 @@ def test_a_resumed_run_does_not_probe_again(model: Path, tmp_path: Path, monkeyp
     outcome = run(config, tmp_path / "run", Recorder(), resume=True)
     assert (outcome.method, outcome.guidance_level, outcome.end_reason) == ("coach", "lesson", "finished")
     assert len(asked) == 1 and outcome.probe is not None
+
+
+def test_a_probe_that_its_budget_cut_short_is_made_again_by_a_resume(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(model, "auto", check=CHECK)
+    decide(monkeypatch, "contrast", None, is_complete=False)
+    recorder = Recorder()
+    monkeypatch.setattr(recorder, "positions", lambda: {"metrics/eval": 7})
+    first = run(config, tmp_path / "run", recorder, ScriptedTeacher(before_call=after(0, BUDGET)))
+    assert (first.method, first.final_step, first.end_reason) == ("contrast", 0, "budget")
+    assert (tmp_path / "run" / "step_000000" / "MANIFEST.json").exists(), "the baseline of the wrong method"
+
+    cuts: list[dict[str, int]] = []
+    asked, again = decide(monkeypatch, "coach", "examples"), Recorder()
+    monkeypatch.setattr(again, "cut_back", cuts.append)
+    outcome = run(config, tmp_path / "run", again, resume=True)
+    assert cuts[-1] == {}, "the files begin again as well"
+    assert len(asked) == 1 and (outcome.method, outcome.guidance_level) == ("coach", "examples")
+    assert outcome.end_reason == "finished" and again.evaluations[0]["step"] == 0
+    never_cut = Recorder()
+    run(config, tmp_path / "straight", never_cut)
+    losses = [[(line["step"], line["total_loss"]) for line in seen.lines] for seen in (again, never_cut)]
+    assert losses[0] == losses[1], "as if the short probe had never been"
+
+
+def test_what_was_trained_with_a_short_probe_s_choice_goes_on_with_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(model, "auto", check=CHECK)
+    decide(monkeypatch, "contrast", None, is_complete=False)
+    run(config, tmp_path / "run", Recorder(stop_after=2))
+    asked = decide(monkeypatch, "coach", "examples")
+    assert run(config, tmp_path / "run", Recorder(), resume=True).method == "contrast" and not asked
 
 
 def test_a_probe_that_was_stopped_trains_nothing_and_is_made_again(model: Path, tmp_path: Path) -> None:
@@ -387,3 +424,70 @@ def test_a_student_with_a_thinking_mode_is_warned_about(model: Path, tmp_path: P
         recorder = Recorder()
         run(settings(folder, "coach", num_training_steps=1), tmp_path / f"run {warned}", recorder)
         assert any("thinking mode" in message for message in recorder.messages) == warned
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "held_out"),
+    [
+        ("contrast", {}, 3),
+        ("contrast", {"check": CHECK}, 0),
+        ("sft", {"guidance_level": "reference", "check": CHECK}, 0),
+        ("sft", {"check": CHECK}, 0),
+    ],
+)
+def test_references_for_batches_are_asked_for_all_at_once_before_the_first_step(
+    model: Path, tmp_path: Path, method: str, more: dict[str, object], held_out: int
+) -> None:
+    teacher, recorder = ScriptedTeacher(), Recorder()
+    run(settings(model, method, teacher_batch_api=True, **more), tmp_path / "run", recorder, teacher)
+    assert teacher.patient == [True] * (len(TRAIN) + held_out)
+    assert {kind for kind, _ in teacher.calls[: len(teacher.patient)]} == {"reference"}
+
+
+def test_only_the_references_that_the_steps_to_come_need_are_asked_for(model: Path, tmp_path: Path) -> None:
+    teacher, config = ScriptedTeacher(), settings(model, "contrast", teacher_batch_api=True, check=CHECK)
+    run(config.model_copy(update={"num_training_steps": 1}), tmp_path / "run", Recorder(), teacher)
+    assert teacher.patient == [True] * 3
+    first = {prompt for _, prompt in teacher.calls}
+    again = ScriptedTeacher()
+    run(config.model_copy(update={"num_training_steps": 2}), tmp_path / "run", Recorder(), again, resume=True)
+    assert again.patient == [True] * 3
+    assert first.isdisjoint(prompt for _, prompt in again.calls)
+
+
+@pytest.mark.parametrize("level", ["examples", "reference"])
+def test_a_coach_waits_for_no_batch(model: Path, tmp_path: Path, level: str) -> None:
+    teacher = ScriptedTeacher()
+    config = settings(model, "coach", teacher_batch_api=True, guidance_level=level, num_training_steps=1)
+    run(config, tmp_path / "run", Recorder(), teacher)
+    assert teacher.patient and not any(teacher.patient)
+
+
+def test_a_budget_too_small_for_all_references_trains_on_those_that_were_got(model: Path, tmp_path: Path) -> None:
+    class Poor(ScriptedTeacher):
+        def references(self, conversations: Any, *, sample_index: int = 0, may_wait: bool = False) -> Any:
+            if may_wait:
+                raise BudgetExceededError("used up", scope="run", left_pico=0, needed_pico=1)
+            return super().references(conversations, sample_index=sample_index)
+
+    recorder = Recorder()
+    outcome = run(settings(model, "contrast", teacher_batch_api=True, check=CHECK), tmp_path / "run", recorder, Poor())
+    assert outcome.end_reason == "finished"
+    assert any("not all references are within the budget" in message for message in recorder.messages)
+
+
+def test_a_batch_that_takes_long_keeps_what_the_probe_found(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = decide(monkeypatch, "contrast", None)
+
+    def wait(calls: int) -> None:
+        raise TeacherUnavailableError("a batch", wake_in_seconds=600.0)
+
+    config = settings(model, "auto", teacher_batch_api=True, check=CHECK)
+    with pytest.raises(TeacherUnavailableError):
+        run(config, tmp_path / "run", Recorder(), ScriptedTeacher(before_call=wait))
+    teacher = ScriptedTeacher()
+    run(config, tmp_path / "run", Recorder(), teacher, resume=True)
+    assert len(asked) == 1
+    assert teacher.patient == [True] * len(TRAIN)

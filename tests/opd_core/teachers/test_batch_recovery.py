@@ -1,0 +1,389 @@
+"""Open batch calls after a broken connection or a death: found, taken over, released only if surely not sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from opd_core.errors import BudgetFrozenError, TeacherRefusedError, TeacherStoppedError, TeacherUnavailableError
+from opd_core.guidance import Reference
+from opd_core.money.ledger import OpenCall
+from opd_core.teachers import batches as batches_module
+from opd_core.teachers.batch_client import PAGE_SIZE, BatchClient
+from opd_core.teachers.batch_recovery import CLOCK_MARGIN, SETTLE_SECONDS, BatchSearch, Found
+from opd_core.teachers.retrying import CallFailed
+from opd_core.teachers.waiting import Seams, Waits
+from tests.endpoint import Endpoint, Reply, error, request_data
+from tests.opd_core.teachers.claude_kit import START, FakeTime, Kit, ask, reference
+from tests.opd_core.teachers.test_faults import die
+
+SOMEBODY_S = {"custom_id": "somebody's", "params": {"model": "claude-sonnet-5-5", "messages": []}}
+BOTH = [ask(), ask("another")]  # what the dying client asks for
+
+
+@pytest.fixture(autouse=True)
+def echo(endpoint: Endpoint) -> None:
+    def answer(params: dict[str, Any]) -> dict[str, Any] | str:
+        return {"reference": request_data(params)["conversation"][0]["content"]} if params["messages"] else "{}"
+
+    endpoint.answer = answer
+
+
+def listed(kit: Kit) -> int:
+    """How often a page of the list was asked for."""
+    return sum(path.startswith("/v1/messages/batches?") for _, path, _, _ in kit.endpoint.requests)
+
+
+def leave_behind(kit: Kit, *texts: str) -> str:
+    """Let a run submit a batch and go away before it has ended; returns its id."""
+    kit.endpoint.batch_polls = 10**9
+    with pytest.raises(TeacherUnavailableError):
+        kit.by_batch([ask(text) for text in texts])
+    kit.endpoint.batch_polls = 0
+    return list(kit.endpoint.batches)[-1]
+
+
+def other_run(kit: Kit, folder: Path, *dead: str) -> Kit:
+    other = Kit(folder / "home", kit.endpoint, run_id="run_2", owner="run_2:1")
+    other.time.seconds = kit.time.seconds
+    other.dead = set(dead)
+    return other
+
+
+# --- looking for a batch
+
+
+def test_a_dead_worker_s_batch_is_found_behind_hundreds_of_newer_ones(kit: Kit) -> None:
+    die(kit, "after_submit")
+    for _ in range(2 * PAGE_SIZE + 1):
+        kit.time.seconds += 1.0
+        kit.endpoint.create_batch({"requests": [SOMEBODY_S]})
+    assert kit.by_batch(BOTH) == [Reference("Say yes."), Reference("another")]
+    assert listed(kit) == 3
+    assert len(kit.endpoint.submissions) == 1
+    assert (kit.totals.settled_calls, kit.totals.forfeited_calls) == (2, 0)
+    kit.check_money()
+
+
+def test_batches_from_before_the_calls_are_neither_asked_about_nor_read_to_the_end(kit: Kit) -> None:
+    kit.time.seconds = -2 * CLOCK_MARGIN.total_seconds() - 3 * PAGE_SIZE
+    old = [kit.endpoint.create_batch({"requests": [SOMEBODY_S]})["id"]]
+    for _ in range(3 * PAGE_SIZE):
+        kit.time.seconds += 1.0
+        old.append(kit.endpoint.create_batch({"requests": [SOMEBODY_S]})["id"])
+    kit.endpoint.archived = set(old)
+    kit.time.seconds = 0.0
+    kit.endpoint.batch_script.append(Reply(drop=True, bill=False))
+    assert kit.by_batch([ask("a")]) == [Reference("a")]
+    assert (kit.totals.released_calls, kit.totals.settled_calls) == (1, 1)
+    assert listed(kit) == 2  # one page a look
+    assert not any(name in path for name in old for _, path, _, _ in kit.endpoint.requests if "?" not in path)
+
+
+def test_a_batch_whose_results_are_gone_does_not_end_the_search(kit: Kit) -> None:
+    die(kit, "after_submit")
+    theirs = kit.endpoint.create_batch({"requests": [SOMEBODY_S, SOMEBODY_S]})["id"]  # listed first
+    kit.endpoint.batches[theirs]["lines"] = [{"custom_id": "x", "result": {"type": "succeeded"}}] * 2
+    kit.endpoint.archived.add(theirs)
+    assert None not in kit.by_batch(BOTH)
+    assert len(kit.endpoint.submissions) == 1
+    assert kit.totals.forfeited_calls == 0
+
+
+def test_a_batch_that_is_known_to_be_another_run_s_is_not_waited_for(kit: Kit, tmp_path: Path) -> None:
+    leave_behind(kit, "a")
+    kit.endpoint.batch_polls = 10**9
+    other = other_run(kit, tmp_path)
+    kit.endpoint.batch_script.append(Reply(drop=True, bill=False))
+    assert other.by_batch([ask("b")]) == [Reference("b")]
+    assert (other.totals.released_calls, other.totals.settled_calls) == (1, 1)
+
+
+def test_a_batch_that_arrived_and_whose_results_are_gone_is_charged_in_full(kit: Kit) -> None:
+    kit.endpoint.batch_script.append(Reply(drop=True))
+    kit.endpoint.create_batch({"requests": [SOMEBODY_S]})
+    kit.endpoint.archived = {"msgbatch_000001", "msgbatch_000002"}
+    assert kit.by_batch([ask("a")]) == [Reference("a")]  # asked for anew
+    assert (kit.totals.forfeited_calls, kit.totals.released_calls) == (1, 0)
+    kit.check_money()
+
+
+PAGES: dict[str, dict[str, Any]] = {
+    "no list": {"data": None, "has_more": False},
+    "no end": {"data": []},
+    "no cursor": {"data": [], "has_more": True, "last_id": None},
+    "a cursor that stands still": {"data": [], "has_more": True, "last_id": "x"},
+    "no id": {"data": [{"request_counts": {"processing": 1}}], "has_more": False},
+}
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())
+def test_what_a_broken_list_does_not_show_may_be_there_all_the_same(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, page: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(kit.endpoint, "batch_page", lambda query: page)
+    kit.endpoint.batch_script.append(Reply(drop=True))
+    assert kit.by_batch([ask("a")]) == [Reference("a")]
+    assert (kit.totals.forfeited_calls, kit.totals.released_calls) == (1, 0)
+
+
+def test_a_list_that_cannot_be_had_leaves_the_calls_reserved(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(query: object) -> None:
+        raise OSError
+
+    kit.endpoint.batch_script.append(Reply(drop=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(kit.endpoint, "batch_page", fail)  # the connection closes
+        with pytest.raises(TeacherUnavailableError, match="how a batch stands") as caught:
+            kit.by_batch([ask("a")])
+    assert caught.value.wake_in_seconds == 300.0
+    assert kit.totals.open_calls == 1
+    assert kit.by_batch([ask("a")]) == [Reference("a")]
+    assert kit.totals.spent_pico == kit.endpoint.billed_pico
+
+
+def test_a_batch_that_may_be_missing_from_the_list_for_a_while_is_given_that_while(kit: Kit) -> None:
+    late = kit.endpoint.batch_page
+    kit.endpoint.batch_page = (  # type: ignore[method-assign]
+        lambda query: late(query) if kit.time.seconds >= SETTLE_SECONDS else {"data": [], "has_more": False}
+    )
+    kit.endpoint.batch_script.append(Reply(drop=True))
+    assert kit.by_batch([ask("a")]) == [Reference("a")]
+    assert (kit.totals.settled_calls, kit.totals.released_calls) == (1, 0)
+    assert kit.waits[0][1] == SETTLE_SECONDS
+
+
+def call(opened_seconds: float) -> OpenCall:
+    opened_at = START + timedelta(seconds=opened_seconds)
+    return OpenCall("id", "run_1", "key", "model", 1, None, "run_1:1", opened_at, was_submitted=True)
+
+
+class Pages:
+    """A client with an empty list."""
+
+    async def page(self, after_id: str | None) -> dict[str, Any]:
+        return {"data": [], "has_more": False}
+
+
+@pytest.mark.parametrize(("age_seconds", "want"), [(0.0, True), (1e6, True), (-1.0, False), (28 * 86400.0, False)])
+def test_a_clock_that_went_back_or_a_month_gone_by_leaves_no_certainty(age_seconds: float, want: bool) -> None:
+    time = FakeTime()
+    waits = Waits(Seams(time.clock, time.now, time.sleep), lambda *_: None, lambda: False)
+    search = BatchSearch(cast(BatchClient, Pages()), waits, time.now, [call(-age_seconds)], ())
+    assert asyncio.run(search.run()) == Found(None, want)
+    assert time.slept >= 60.0
+
+
+def test_a_dead_worker_s_submission_that_is_not_found_is_charged_in_full(kit: Kit) -> None:
+    die(kit, "after_submit")
+    kit.endpoint.batches.clear()  # as with the key of another workspace
+    kit.recover()
+    assert None not in kit.by_batch(BOTH)
+    assert (kit.totals.forfeited_calls, kit.totals.released_calls) == (2, 0)
+    kit.check_money()
+
+
+def test_calls_whose_sending_never_began_are_released_without_asking(kit: Kit) -> None:
+    kit.ledger.reserve(kit.run_id, "key", "claude-sonnet-5-5", "v", 100, "run_1:0", is_batch=True)
+    assert kit.by_batch([ask("a")]) == [Reference("a")]
+    assert (kit.totals.released_calls, kit.totals.settled_calls) == (1, 1)
+    assert listed(kit) == 0
+
+
+def test_what_is_reserved_for_a_batch_that_cannot_be_filled_is_given_back(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = kit.teacher(use_batches=True)
+    reserve = teacher._cashier.reserve
+
+    def freeze_soon(*values: Any, **more: Any) -> Any:
+        if kit.totals.open_calls == 2:
+            raise BudgetFrozenError("frozen")
+        return reserve(*values, **more)
+
+    monkeypatch.setattr(teacher._cashier, "reserve", freeze_soon)
+    with pytest.raises(BudgetFrozenError):
+        teacher.references([ask("a"), ask("b"), ask("c")], may_wait=True)
+    assert (kit.totals.released_calls, kit.totals.open_calls, kit.endpoint.submissions) == (2, 0, [])
+
+
+def test_a_stop_is_noticed_while_a_batch_is_being_reserved(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = kit.teacher(use_batches=True)
+    teacher._waits._should_stop = lambda: kit.stop or kit.totals.open_calls == 2
+    with pytest.raises(TeacherStoppedError):
+        teacher.references([ask(str(number)) for number in range(5)], may_wait=True)
+    assert (kit.totals.calls, kit.totals.released_calls, kit.endpoint.submissions) == (2, 2, [])
+
+
+# --- taking over from a dead worker of another run
+
+
+@pytest.mark.parametrize("use_batches", [True, False])
+def test_a_dead_run_s_batch_is_settled_for_it_and_everybody_goes_on(
+    kit: Kit, tmp_path: Path, use_batches: bool
+) -> None:
+    leave_behind(kit, "a", "b")
+    other = other_run(kit, tmp_path, kit.owner)
+    teacher = other.teacher(use_batches=use_batches)
+    assert teacher.references([ask("a")], may_wait=True) == [Reference("a")]
+    assert len(kit.endpoint.submissions) == 1 and kit.endpoint.calls == []
+    assert (kit.totals.settled_calls, kit.totals.open_calls) == (2, 0)
+    assert kit.totals.spent_pico == kit.endpoint.billed_pico > 0  # on the run that reserved it
+    assert (other.totals.calls, other.totals.spent_pico, other.totals.cache_hits) == (0, 0, 1)
+    stats = teacher.stats()
+    assert (stats.calls, stats.cost_usd, stats.cache_hits) == (0, 0.0, 1)
+    assert [(line["text"], line["cache_hit"]) for line in other.texts] == [('{"reference": "a"}', True)]
+    assert [(line["text"], line["cost_pico"] > 0) for line in kit.texts] == [
+        ('{"reference": "a"}', True),
+        ('{"reference": "b"}', True),
+    ]
+    assert kit.by_batch([ask("a"), ask("b")]) == [Reference("a"), Reference("b")]
+    assert len(kit.endpoint.submissions) == 1
+
+
+def test_a_dead_run_s_batch_without_an_id_is_found_for_it(kit: Kit, tmp_path: Path) -> None:
+    die(kit, "after_submit")
+    other = other_run(kit, tmp_path, kit.owner)
+    assert other.teacher().references([ask()]) == [Reference("Say yes.")]
+    assert (kit.totals.settled_calls, other.totals.calls) == (2, 0)
+    assert kit.totals.spent_pico == kit.endpoint.billed_pico > 0
+
+
+def test_a_living_run_s_batch_is_left_to_it(kit: Kit, tmp_path: Path) -> None:
+    leave_behind(kit, "a")
+    other = other_run(kit, tmp_path)
+    with pytest.raises(TeacherUnavailableError, match="Another run") as caught:
+        other.teacher().references([ask("a")])
+    assert caught.value.wake_in_seconds is not None
+    assert (kit.totals.open_calls, other.totals.calls) == (1, 0)
+    assert other.teacher().references([ask("b")]) == [Reference("b")]
+
+
+def test_a_dead_run_s_batch_that_is_not_needed_is_not_waited_for(kit: Kit, tmp_path: Path) -> None:
+    leave_behind(kit, "a")
+    kit.endpoint.batch_polls = 10**9
+    other = other_run(kit, tmp_path, kit.owner)
+    assert other.teacher().references([ask("b")]) == [Reference("b")]
+    assert other.by_batch([ask("b")]) == [Reference("b")]
+    assert kit.totals.open_calls == 1
+
+
+def test_a_run_that_comes_back_to_life_settles_its_batch_itself(kit: Kit, tmp_path: Path) -> None:
+    leave_behind(kit, "a")
+    other = other_run(kit, tmp_path)
+    looks = iter([True])
+
+    @contextmanager
+    def hold(owner: str) -> Iterator[bool]:
+        assert owner == kit.owner
+        yield next(looks, False)
+
+    teacher = other.teacher()
+    teacher._hold_owner = hold
+    with pytest.raises(TeacherUnavailableError, match="Another run"):
+        teacher.references([ask("a")])
+    assert kit.totals.open_calls == 1
+
+
+def test_the_lock_is_not_held_while_the_provider_works(kit: Kit, tmp_path: Path) -> None:
+    leave_behind(kit, "a")
+    [batch] = kit.endpoint.batches.values()
+    kit.endpoint.batch_polls = batch["polls"] + 3
+    other = other_run(kit, tmp_path)
+    held_seconds = []
+
+    @contextmanager
+    def hold(owner: str) -> Iterator[bool]:
+        began = other.time.seconds
+        yield True
+        held_seconds.append(other.time.seconds - began)
+
+    teacher = other.teacher()
+    teacher._hold_owner = hold
+    assert teacher.references([ask("a")]) == [Reference("a")]
+    assert other.time.slept > 0 and set(held_seconds) == {0.0}
+
+
+def test_what_a_dead_run_had_reserved_and_not_sent_is_released_for_it(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_module.Batcher, "_submit", _die)
+    with pytest.raises(MemoryError):
+        kit.by_batch([ask("a")])
+    monkeypatch.undo()
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "any")
+    assert kit.totals.open_calls == 1
+    assert other_run(kit, tmp_path, kit.owner).teacher().references([ask("a")]) == [Reference("a")]
+    assert (kit.totals.released_calls, kit.totals.spent_pico) == (1, 0)
+
+
+async def _die(*_: object) -> None:
+    raise MemoryError
+
+
+def test_only_a_refusal_of_what_this_run_wants_stops_it(kit: Kit, tmp_path: Path) -> None:
+    leave_behind(kit, "a", "b")
+    refusal = Reply(text="", message={"stop_reason": "refusal", "stop_details": {"category": "frontier_llm"}})
+    kit.endpoint.script.extend([refusal, reference("b")])
+    other = other_run(kit, tmp_path, kit.owner)
+    assert other.teacher().references([ask("b")]) == [Reference("b")]
+    leave_behind(kit, "c")
+    kit.endpoint.script.append(refusal)
+    with pytest.raises(TeacherRefusedError):
+        other.teacher().references([ask("c")])
+    assert kit.totals.open_calls == other.totals.calls == 0
+
+
+# --- the run's own calls
+
+
+def test_an_own_batch_in_the_way_of_a_direct_call_is_taken_up(kit: Kit) -> None:
+    leave_behind(kit, "a")
+    assert kit.teacher().references([ask("a")]) == [Reference("a")]
+    assert kit.endpoint.calls == []
+    assert kit.totals.settled_calls == 1
+
+
+def test_an_own_batch_is_not_waited_for_by_what_cannot_wait(kit: Kit) -> None:
+    leave_behind(kit, "a")
+    kit.endpoint.batch_polls = 10**9
+    kit.endpoint.script.append(json.dumps({"lesson": "x"}))
+    assert kit.teacher(use_batches=True).lesson([]) == "x"
+    assert kit.totals.open_calls == 1
+
+
+def test_references_that_cannot_wait_are_asked_directly(kit: Kit) -> None:
+    assert kit.teacher(use_batches=True).references([ask("a")]) == [Reference("a")]
+    assert kit.endpoint.submissions == []
+
+
+def test_a_reply_costs_what_the_day_of_its_reservation_says(kit: Kit) -> None:
+    """Cache reads of this model became cheaper on 2026-10-07."""
+    kit.time.seconds = -48 * 86400.0 + 11.9 * 3600  # 2026-10-06 23:54
+    leave_behind(kit, "a")
+    assert f"{kit.time.now():%m-%d}" == "10-07"
+    kit.endpoint.script.append(Reply(text=reference(), usage={"input_tokens": 0, "cache_read_input_tokens": 1000}))
+    kit.by_batch([ask("a")])
+    written = kit.texts[-1]["output_tokens"]
+    assert kit.totals.spent_pico == (1000 * 200_000 + written * 10_000_000) // 2
+
+
+def test_a_failed_look_at_a_batch_is_repeated(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+    json_of = BatchClient._json
+
+    async def flaky(self: BatchClient, send: Any) -> Any:
+        tries.append(1)
+        if len(tries) in (2, 3):
+            raise CallFailed("no", "forfeited", "uncertain", status=error(500).status)
+        return await json_of(self, send)
+
+    monkeypatch.setattr(BatchClient, "_json", flaky)
+    assert kit.by_batch([ask("a")]) == [Reference("a")]
