@@ -29,7 +29,7 @@ def failed(evidence: RunEvidence) -> Finding | None:
         return None
     error = clean_text(row.error_message or "no message was recorded", MESSAGE_CHARACTERS)
     died = row.state == "interrupted"
-    sentence = "Its worker process died." if died else f"It failed: {error}"
+    sentence = "Its worker process died." if died else f"It failed: {error.rstrip('.')}."
     facts = [f"state {row.state} at step {row.step} of {row.total_steps}", *(() if died else (f"error: {error}",))]
     facts += [f"log (data): {clean_text(line, MESSAGE_CHARACTERS)}" for line in row.last_log_lines[-3:]]
     return Finding("failed", "stops", sentence, tuple(facts), _after_failure(evidence, error, died))
