@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,9 @@ from opd_core.tensor_files import (
     read_quantization,
     unpacked_shape,
 )
-from opd_core.types import clean_text
+from opd_core.types import clean_text, plain_name
 
+LAYER_PATTERN = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+){0,9}")
 ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 EMBEDDING_NAMES = ("embed_tokens", "wte", "tok_embeddings", "embeddings")
 
@@ -31,7 +33,7 @@ class AdapterInfo:
 
     `num_layers` counts the changed blocks from the last one; `keys` are the changed layers inside a block,
     `None` when the adapter's config leaves them to mlx-lm's default; `base_model` is the config's own
-    hint, unchecked.
+    hint, unchecked. `loads`: its tensors fit that base model; `None` when nobody looked or the base is not here.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class AdapterInfo:
     modified_at: str = ""
     bytes: int = 0
     problem: str | None = None
+    loads: bool | None = None
 
 
 def read_adapter(path: Path, name: str | None = None) -> AdapterInfo:
@@ -71,7 +74,7 @@ def _read_adapter(path: Path, name: str) -> AdapterInfo:
     kind = str(config.get("fine_tune_type", "lora"))
     if kind not in ("lora", "dora"):
         raise ModelFileError(
-            f"The adapter {path} has fine_tune_type {kind[:40]!r}; only lora and dora can be continued."
+            f"The adapter {path} has fine_tune_type {plain_name(kind)}; only lora and dora can be continued."
         )
     rank, scale, keys = _lora_parameters(path, config)
     weights = path / "adapters.safetensors"
@@ -110,7 +113,36 @@ def _lora_parameters(path: Path, config: dict[str, Any]) -> tuple[int, float, tu
             "(mlx-lm's 'scale', not 'alpha'). Give a folder that mlx_lm.lora wrote."
         )
     assert isinstance(rank, int) and isinstance(scale, int | float)
-    return rank, float(scale), tuple(str(key) for key in keys) if isinstance(keys, list) else None
+    if not isinstance(keys, list):
+        return rank, float(scale), None
+    if not all(isinstance(key, str) and LAYER_PATTERN.fullmatch(key) for key in keys):
+        raise ModelFileError(
+            f"{path / 'adapter_config.json'} names a layer in lora_parameters.keys that no model has. Layers are "
+            "written like self_attn.q_proj; give a folder that mlx_lm.lora wrote."
+        )
+    return rank, float(scale), tuple(keys)
+
+
+def check_adapter_weights(info: AdapterInfo) -> None:
+    """Refuse an adapter whose weight file is damaged or is not what its config says, without knowing its base model.
+
+    Raises:
+        ModelFileError: the file cannot be read, is cut short, is empty, or has other tensors or another rank.
+    """
+    file = info.path / "adapters.safetensors"
+    tensors = read_header(file).tensors
+    if not tensors:
+        raise ModelFileError(f"{file} is empty: the fine-tune saved nothing. Run it again.")
+    for name, tensor in tensors.items():
+        leaf, shape = name.rpartition(".")[2], tensor.shape
+        if leaf not in ADAPTER_LEAVES:
+            raise ModelFileError(f"{file} holds {plain_name(name)}, which is no LoRA or DoRA weight.")
+        rank = {"lora_a": shape[-1:], "lora_b": shape[-2:-1]}.get(leaf) if len(shape) == 2 else None
+        if rank is not None and rank != (info.rank,):
+            raise ModelFileError(
+                f"{file} has rank {rank[0]} in {plain_name(name)}, its adapter_config.json says {info.rank}. "
+                "The two files belong to different fine-tunes."
+            )
 
 
 def check_adapter_fits(adapter: Path, model: Path) -> None:
@@ -136,16 +168,16 @@ def check_adapter_fits(adapter: Path, model: Path) -> None:
     for name in sorted(tensors, key=_natural):
         layer, _, leaf = name.rpartition(".")
         if leaf not in ADAPTER_LEAVES:
-            raise _misfit(adapter, model, f"its tensor {clean_text(name, 120)!r} is no LoRA or DoRA weight")
+            raise _misfit(adapter, model, f"its tensor {plain_name(name)} is no LoRA or DoRA weight")
         base_layer = layers.get(_tail(layer))
         if base_layer is None:
             if names_are_mlx:
-                raise _misfit(adapter, model, f"its tensor {clean_text(name, 120)!r} changes a layer the model lacks")
+                raise _misfit(adapter, model, f"its tensor {plain_name(name)} changes a layer the model lacks")
             continue
         found += 1
         expected = _expected_shape(layer, leaf, unpacked_shape(base_layer, base.tensors, quantization), info.rank)
         if expected is not None and tensors[name].shape != expected:
-            detail = f"its tensor {name!r} has shape {tensors[name].shape}, the model needs {expected}"
+            detail = f"its tensor {plain_name(name)} has shape {tensors[name].shape}, the model needs {expected}"
             raise _misfit(adapter, model, detail)
     if not found:
         raise _misfit(adapter, model, "none of the layers it changes is in the model" if tensors else "it is empty")

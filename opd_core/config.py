@@ -191,7 +191,9 @@ class RunConfig(Frozen):
     client_request_id: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         None, description="Any unique text; a repeated start with the same one returns the same run."
     )
-    confirmed: bool = Field(False, description="The user agreed to what estimate_cost said.")
+    confirmed: bool = Field(
+        False, description="The user agreed to what estimate_cost said; needed for a paid budget above $1."
+    )
 
     @model_validator(mode="after")
     def _has_prompts(self) -> RunConfig:

@@ -15,6 +15,7 @@ import yaml
 
 from opd_core.config import RunConfig, grouped, parse_config
 from opd_core.errors import ConfigError
+from opd_core.safe_open import read_regular
 from opd_core.types import clean_text
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -62,12 +63,11 @@ def read_config(path: Path) -> RunConfig:
         ConfigError: the file is missing, too large, not valid, or holds a wrong configuration.
     """
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"The configuration file {path} is larger than {MAX_CONFIG_BYTES} bytes.")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, MAX_CONFIG_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(
-            f"The configuration file {path} cannot be read: {error}. Give a .yaml or .json file."
+            f"The configuration file {path} cannot be read: {reason}. Give a .yaml or .json file."
         ) from error
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):

@@ -20,6 +20,22 @@ class ConfigError(OPDError, ValueError):
     """A configuration value is missing, unknown, of the wrong type or out of range."""
 
 
+class ConfirmationNeededError(ConfigError):
+    """The user must agree before this may spend money. Nothing was started.
+
+    Attributes:
+        question: what to ask the user, to be answered with yes or no.
+    """
+
+    def __init__(self, question: str) -> None:
+        super().__init__(
+            f"{question} Ask the user; if they agree, call again with the same arguments and confirmed true. Nothing "
+            "was started.",
+            field="confirmed",
+        )
+        self.question = question
+
+
 class PathError(OPDError, ValueError):
     """A path lies outside the allowed roots, does not exist or is of the wrong kind."""
 

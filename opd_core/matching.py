@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import regex
 
-from opd_core.types import clean_text
+from opd_core.types import clean_text, plain_name
 
 MAX_PATTERN_CHARS = 2_000
 PATTERN_TIMEOUT_SECONDS = 0.5
@@ -29,7 +29,7 @@ def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {clean_text(key, 60)!r} stands twice")
+            raise ValueError(f"the key {plain_name(key)} stands twice")
         found[key] = value
     return found
 

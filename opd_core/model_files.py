@@ -27,6 +27,7 @@ from opd_core.types import clean_text
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 MODEL_TYPE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+MAX_NAMED = 20
 CUSTOM_CODE_KEYS = ("auto_map", "model_file")
 
 
@@ -77,18 +78,25 @@ def resolve_model(name_or_path: str, home: HomePaths, roots: Roots, field: str =
 
 def _named_model(name: str, home: HomePaths, field: str) -> Path:
     """A model by its short name or hub id."""
-    parts = name.split("/")
-    if all(NAME_PATTERN.fullmatch(part) for part in parts) and len(parts) <= 2:
-        folder = home.models / name if len(parts) == 1 else hub_snapshot(name)
+    if _is_name(name):
+        folder = home.models / name if "/" not in name else hub_snapshot(name)
         if folder is not None and folder.is_dir():
             return folder.resolve()
-    known = ", ".join(sorted(known_models(home))) or "none yet"
+    known = sorted(filter(_is_name, known_models(home)))
+    more = f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED else ""
     raise PathError(
-        f"{field} {clean_text(name, 200)!r} is no model on this machine. Models here: {known}. "
+        f"{field} {clean_text(name, 200)!r} is no model on this machine. "
+        f"Models here: {', '.join(known[:MAX_NAMED]) or 'none yet'}{more}. "
         "Give one of these names, the absolute path of an MLX model folder, or import one with: "
         f"opd import-gguf FILE {home.models}/NAME.",
         field=field,
     )
+
+
+def _is_name(name: str) -> bool:
+    """Whether it can be the short name of a model or a hub id."""
+    parts = name.split("/")
+    return len(parts) <= 2 and all(NAME_PATTERN.fullmatch(part) for part in parts)
 
 
 def known_models(home: HomePaths) -> dict[str, Path]:

@@ -84,6 +84,10 @@ class HomePaths:
         """The result of a job that is not a distillation, for example a comparison."""
         return self.home / "results" / f"{job_id}.json"
 
+    def report(self, run_id: str, suffix: str) -> Path:
+        """The report of a run; `suffix` is "html" or "md"."""
+        return self.home / "reports" / f"{run_id}.{suffix}"
+
     def prepare(self) -> None:
         """Create the home and its fixed folders, private to the user.
 

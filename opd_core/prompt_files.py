@@ -7,8 +7,6 @@ read. Which folders may be read is decided elsewhere; what one line may say, in 
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import IO
 from opd_core.errors import PromptFileError
 from opd_core.prompt_records import PromptExample as PromptExample
 from opd_core.prompt_records import example_from_json, example_from_text
+from opd_core.safe_open import open_regular
 from opd_core.types import clean_text
 
 
@@ -50,22 +49,42 @@ def iter_prompts(path: Path, *, limits: PromptLimits = DEFAULT_LIMITS) -> Iterat
     Raises:
         PromptFileError: missing, not a regular file, of another format, over a cap, or with a bad line.
     """
+    for _, found in scan_prompts(path, limits=limits):
+        if isinstance(found, PromptFileError):
+            raise found
+        yield found
+
+
+def scan_prompts(
+    path: Path, *, limits: PromptLimits = DEFAULT_LIMITS
+) -> Iterator[tuple[int, PromptExample | PromptFileError]]:
+    """As `iter_prompts`, but a bad line is yielded as its error, with its number, and the next line follows.
+
+    Raises:
+        PromptFileError: missing, not a regular file, of another format, or over a cap.
+    """
     name = clean_text(str(path), 300)
     _refuse_other_formats(path, name)
     parse = example_from_json if path.suffix.lower() == ".jsonl" else example_from_text
-    with _open_regular(path, name, limits) as handle:
+    with _open(path, name, limits) as handle:
         for line_number, line in _lines(handle, name, limits):
             where = f"{name}, line {line_number}"
             try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise PromptFileError(
-                    f"{where}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8."
-                ) from None
-            if "\0" in text:
-                raise PromptFileError(f"{where}: holds a NUL character. Remove it; is the file binary or UTF-16?")
-            if text.strip():
-                yield parse(text, where, line_number)
+                text = _decoded(line, where)
+                if text.strip():
+                    yield line_number, parse(text, where, line_number)
+            except PromptFileError as error:
+                yield line_number, error
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptFileError(f"{where}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8.") from None
+    if "\0" in text:
+        raise PromptFileError(f"{where}: holds a NUL character. Remove it; is the file binary or UTF-16?")
+    return text
 
 
 def load_prompts(path: Path, *, limits: PromptLimits = DEFAULT_LIMITS) -> LoadedPrompts:
@@ -105,15 +124,24 @@ def split_prompts(
         PromptFileError: fewer than two different prompts.
     """
     listed = list(examples)
-    draws = {key: _draw(key, seed) for key in map(_text_key, listed)}
+    aside = held_out_keys(map(text_key, listed), seed, held_out_fraction)
+    kept, everything = set(aside[:max_held_out]), set(aside)
+    train = [example for example in listed if text_key(example) not in everything]
+    return train, [example for example in listed if text_key(example) in kept]
+
+
+def held_out_keys(keys: Iterable[str], seed: int, held_out_fraction: float = 0.2) -> list[str]:
+    """Those of the `text_key`s that `split_prompts` holds out, in the order in which `max_held_out` keeps them.
+
+    Raises:
+        PromptFileError: fewer than two different keys.
+    """
+    draws = {key: _draw(key, seed) for key in keys}
     if len(draws) < 2:
         raise PromptFileError(f"Training and held-out prompts need at least 2 different prompts; found {len(draws)}.")
     ranked = sorted(draws, key=lambda key: (draws[key], key))
     held_out_count = sum(draws[key] < held_out_fraction for key in ranked)
-    held_out_keys = ranked[: min(max(held_out_count, 1), len(ranked) - 1)]
-    kept, aside = set(held_out_keys[:max_held_out]), set(held_out_keys)
-    train = [example for example in listed if _text_key(example) not in aside]
-    return train, [example for example in listed if _text_key(example) in kept]
+    return ranked[: min(max(held_out_count, 1), len(ranked) - 1)]
 
 
 def check_disjoint(
@@ -125,8 +153,8 @@ def check_disjoint(
         PromptFileError: nothing is left to train on.
     """
     listed = list(train)
-    held_out_keys = set(map(_text_key, held_out))
-    kept = [example for example in listed if _text_key(example) not in held_out_keys]
+    held_out_keys = set(map(text_key, held_out))
+    kept = [example for example in listed if text_key(example) not in held_out_keys]
     if not kept:
         raise PromptFileError(
             f"All {len(listed)} training prompts also stand in the validation prompts, so none is left "
@@ -135,7 +163,8 @@ def check_disjoint(
     return kept, len(listed) - len(kept)
 
 
-def _text_key(example: PromptExample) -> str:
+def text_key(example: PromptExample) -> str:
+    """What makes two prompts the same on a side: the last user turn, case and spacing aside."""
     return " ".join(example.prompt.casefold().split())
 
 
@@ -156,23 +185,16 @@ def _refuse_other_formats(path: Path, name: str) -> None:
     raise PromptFileError(f"{name} does not end in .jsonl or .txt. {hint}")
 
 
-def _open_regular(path: Path, name: str, limits: PromptLimits) -> IO[bytes]:
-    """Open without blocking on a FIFO or a device, then refuse whatever is not a plain file."""
+def _open(path: Path, name: str, limits: PromptLimits) -> IO[bytes]:
+    """Open the file safely, or say what is wrong with it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open_regular(path, max_bytes=limits.max_file_bytes, one_name=True)
     except FileNotFoundError:
         raise PromptFileError(f"{name} does not exist. Check the path of the prompt file.") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise PromptFileError(f"{name} cannot be opened: {reason}. Name a readable prompt file.") from None
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_size <= limits.max_file_bytes:
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    if stat.S_ISREG(status.st_mode):
-        raise _too_large(name, f"{limits.max_file_bytes} bytes")
-    kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-    raise PromptFileError(f"{name} is {kind}. Name one .jsonl or .txt file.")
+    except OSError as error:
+        raise PromptFileError(
+            f"{name} cannot be opened: {error.strerror}. Name one readable .jsonl or .txt file."
+        ) from None
 
 
 def _lines(handle: IO[bytes], name: str, limits: PromptLimits) -> Iterator[tuple[int, bytes]]:

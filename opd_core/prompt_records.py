@@ -10,7 +10,7 @@ from typing import Any
 
 from opd_core.errors import PromptFileError
 from opd_core.matching import STRICT_JSON
-from opd_core.types import Message, clean_text
+from opd_core.types import Message, plain_name
 
 ALLOWED_KEYS = ("prompt", "messages", "completion", "reference")
 
@@ -133,7 +133,7 @@ def _refuse_unknown_keys(record: dict[str, Any], allowed: tuple[str, ...], where
         return
     near = difflib.get_close_matches(unknown[0][:60], allowed, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    named = ", ".join(repr(clean_text(key, 60)) for key in unknown[:5])
+    named = ", ".join(plain_name(key) for key in unknown[:5])
     raise PromptFileError(f"{where}: unknown key {named}; allowed are {', '.join(allowed)}.{hint}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from opd_core.errors import PathError
-from opd_core.types import clean_text
+from opd_core.types import clean_text, plain_name
+
+MAX_NAMES = 2_000
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Roots:
         except OSError as error:
             raise PathError(f"{field} {_shown(path)} cannot be opened: {error.strerror}.", field=field) from error
         if not exists:
-            raise PathError(f"{field} {_shown(path)} does not exist. Give the path of an existing {kind}.", field=field)
+            near = _near(found) if self._holds(found.parent, self.allowed) else None
+            hint = f"Did you mean {near} in the same folder?" if near else f"Give the path of an existing {kind}."
+            raise PathError(f"{field} {_shown(path)} does not exist. {hint}", field=field)
         if not right:
             what = "a folder" if found.is_dir() else "not a folder" if kind == "folder" else "not a regular file"
             raise PathError(f"{field} {_shown(path)} is {what}; give the path of a {kind}.", field=field)
@@ -113,6 +119,17 @@ def hub_cache() -> Path:
 
 def _resolved(paths: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(path.expanduser().resolve() for path in paths))
+
+
+def _near(path: Path) -> str | None:
+    """A name beside `path` that a slip of the hand would explain; hidden names are never told."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, MAX_NAMES) if not entry.name.startswith(".")]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, sorted(names), n=1, cutoff=0.75)
+    return plain_name(near[0]) if near else None
 
 
 def _shown(path: str | Path) -> str:

@@ -97,6 +97,8 @@ def read_settings(environment: Mapping[str, str] | None = None, home: Path | Non
 def find_api_key(home: HomePaths, environment: Mapping[str, str] | None = None) -> str | None:
     """The teacher's key from the environment, else from `OPD_HOME/.env`; for the one who calls, never for showing."""
     found = (os.environ if environment is None else environment).get(KEY_VARIABLE, "").strip()
+    if found.startswith("${"):  # a host's placeholder that nobody filled in
+        found = ""
     return found or _env_values(home.home / ".env", []).get(KEY_VARIABLE)
 
 

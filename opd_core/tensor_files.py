@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_core.errors import ModelFileError
+from opd_core.safe_open import open_regular, read_regular, resolved
 from opd_core.types import clean_text
 
 MAX_HEADER_BYTES = 100_000_000
@@ -87,7 +88,7 @@ def read_exact_header(path: Path) -> TensorFile:
 def _read_header_json(path: Path) -> tuple[Any, int]:
     """The header as JSON data, and how many bytes follow it."""
     try:
-        with path.open("rb") as file:
+        with open_regular(resolved(path)) as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= MAX_HEADER_BYTES:
                 raise ModelFileError(f"{path} is not a safetensors file: its first 8 bytes give no header length.")
@@ -141,12 +142,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ModelFileError: missing, too large, not JSON, or not an object.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelFileError(f"{path} is larger than {MAX_JSON_BYTES} bytes, too large for a settings file.")
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(read_regular(path, MAX_JSON_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, ModelFileError):
-            raise
         raise ModelFileError(f"{path} cannot be read as JSON: {_reason(error)}.") from error
     if not isinstance(data, dict):
         raise ModelFileError(f"{path} must hold a JSON object, not a {type(data).__name__}.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from opd_core.errors import ModelFileError
 from opd_core.tensor_files import json_dict, json_int, logit_width, model_tensors, read_json_object
-from opd_core.types import clean_text
+from opd_core.types import plain_name
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _first_difference(one: dict[str, int], other: dict[str, int]) -> str:
     odd = [token for token in one.keys() | other.keys() if one.get(token) != other.get(token)]
     token = min(odd, key=lambda token: (min(one.get(token, 1 << 60), other.get(token, 1 << 60)), token))
     ids = " and ".join(f"id {table[token]}" if token in table else "not there" for table in (one, other))
-    return f"{len(one)} and {len(other)} tokens; {clean_text(token, 40)!r} is {ids}"
+    return f"{len(one)} and {len(other)} tokens; {plain_name(token)} is {ids}"
 
 
 def _width(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Literal
@@ -73,11 +74,23 @@ class Rollout:
         }
 
 
+PLAIN_NAME = re.compile(r"(?:<\|)?[\w.:+#@/▁-]{1,100}(?:\|>)?")
+
+
+def plain_name(text: str) -> str:
+    """A name out of a model's or a user's file, in quotes, fit to stand in a sentence of ours: one word, or no word.
+
+    A text with spaces or markup could read as an instruction, so only its length is told.
+    """
+    return repr(text) if PLAIN_NAME.fullmatch(text) else f"(a text of {len(text)} characters that is no plain name)"
+
+
 def clean_text(text: str, limit: int = 500) -> str:
     """Make text from a model or a file safe to show: escape control and format characters, cap the length.
 
     Newline and tab stay. Everything else of Unicode category C (control, format such as bidi overrides,
-    surrogates, private use) is written as an escape, so that a terminal or a chat window cannot be steered by it.
+    surrogates, private use) and the line and paragraph separators are written as escapes, so that a terminal or a chat
+    window cannot be steered by them.
 
     Args:
         text: any text.
@@ -86,7 +99,7 @@ def clean_text(text: str, limit: int = 500) -> str:
     kept = text[:limit]
     safe = "".join(
         character
-        if character in "\n\t" or not unicodedata.category(character).startswith("C")
+        if character in "\n\t" or not (unicodedata.category(character)[0] == "C" or character in "\u2028\u2029")
         else character.encode("unicode_escape").decode("ascii")
         for character in kept
     )

@@ -10,22 +10,16 @@ from opd_core.types import END_STATES
 from server import replies, schemas
 from server.budgets import dollars
 from server.present import checkpoint_step, duration, number, progress_line, run_entry, run_status, tidy
+from server.session_answers import session_entries
 from server.settings import Problem
 
 if TYPE_CHECKING:
-    from opd_core.adapter_files import AdapterInfo
     from opd_core.blas import BlasReport
     from opd_core.control.estimate import Estimate
     from opd_core.control.estimate_paid import MethodCost, PaidEstimate
-    from opd_core.control.models import LocalModels
+    from opd_core.control.sessions import Session
     from opd_core.control.setup_check import SetupProblem, SetupReport
-    from opd_core.model_files import ModelInfo
 
-MAX_LISTED = 25
-MAIN_METRICS = {
-    "train": ("kl_loss", "kl_divergence_mean", "student_entropy", "teacher_alignment_pct", "tokens_per_second"),
-    "eval": ("reverse_kl", "task_score", "teacher_agreement_pct", "completion_tokens_mean"),
-}
 # What a history line keeps; `final_metrics` has every field.
 HISTORY_FIELDS = {
     "train": (
@@ -66,52 +60,12 @@ def _blas(blas: BlasReport | None) -> str:
     return f", {blas.source} BLAS at {number(blas.gflops)} GFLOP/s"
 
 
-def models(found: LocalModels, contains: str | None) -> schemas.ModelsAnswer:
-    """Models and adapters, filtered and capped."""
-    wanted = (contains or "").lower()
-    models = [_model(info) for info in found.models if wanted in f"{info.name} {info.path}".lower()]
-    adapters = [_adapter(info) for info in found.adapters if wanted in f"{info.name} {info.path}".lower()]
-    usable = sum(entry.problem is None for entry in models)
-    summary = f"{usable} usable models and {len(adapters)} adapters are on this machine"
-    shown_models = replies.first_that_fit(models[:MAX_LISTED], replies.MAX_DATA_BYTES // 2)
-    shown_adapters = replies.first_that_fit(adapters[:MAX_LISTED], replies.MAX_DATA_BYTES // 2)
-    hidden = len(models) - len(shown_models) + len(adapters) - len(shown_adapters)
-    return schemas.ModelsAnswer(
-        summary=f"{summary}{f'; {hidden} entries are not shown here' if hidden else ''}.",
-        next_step="Call estimate_cost with base_model_path, a prompt file and a teacher."
-        if usable
-        else "Import a GGUF with `opd import-gguf FILE DIR`, or put an MLX model folder under OPD_HOME/models, "
-        "then call list_models again.",
-        models=shown_models,
-        adapters=shown_adapters,
-        not_shown=hidden,
-    )
+def estimate(found: Estimate, *, names_budget: bool = True) -> schemas.EstimateAnswer:
+    """What a run would take.
 
-
-def _model(info: ModelInfo) -> schemas.ModelEntry:
-    return schemas.ModelEntry(
-        name=tidy(info.name, 120),
-        path=tidy(str(info.path), 300),
-        architecture=tidy(info.architecture or None, 60),
-        quantization=tidy(info.quantization, 60),
-        size_gb=tidy(info.bytes / 1e9),
-        num_parameters_millions=tidy(info.num_parameters / 1e6),
-        problem=tidy(info.problem, 200),
-    )
-
-
-def _adapter(info: AdapterInfo) -> schemas.AdapterEntry:
-    return schemas.AdapterEntry(
-        path=tidy(str(info.path), 300),
-        base_model=tidy(info.base_model, 200),
-        rank=info.rank or None,
-        modified=info.modified_at or None,
-        problem=tidy(info.problem, 200),
-    )
-
-
-def estimate(found: Estimate) -> schemas.EstimateAnswer:
-    """What a run would take."""
+    Args:
+        names_budget: a budget was given; a paid run does not start without one.
+    """
     paid = _paid(found.paid)
     own = set(schemas.EstimateAnswer.model_fields) - {"paid"}
     summary = (
@@ -127,6 +81,9 @@ def estimate(found: Estimate) -> schemas.EstimateAnswer:
             f"{dollars(paid.pays_at_most_usd)}, of a budget of {dollars(paid.budget_usd)}. {paid.coverage}"
         )
         agreed = "if they agree to the cost and have checked the provider's terms themselves"
+        if not names_budget:
+            summary += " No max_budget_usd was given, so the most a run may have is shown; a start needs one."
+            agreed += " and have named a budget (ask how many dollars the run may spend: max_budget_usd)"
     return schemas.EstimateAnswer(
         summary=summary,
         next_step=f"Tell the user; {agreed}, call start_distillation with the same arguments and a client_request_id.",
@@ -182,17 +139,16 @@ def waited(row: RunRow, timeout_seconds: float) -> schemas.WaitAnswer:
 
 def metric_lines(
     row: RunRow, series: Literal["train", "eval"], lines: Sequence[Mapping[str, Any]]
-) -> tuple[schemas.MetricsAnswer, list[str]]:
-    """The thinned series and its facts for the text."""
+) -> schemas.MetricsAnswer:
+    """The thinned series."""
     full = [tidy(line, 200) for line in lines]
     history = [{name: line[name] for name in HISTORY_FIELDS[series] if line.get(name) is not None} for line in full]
     kept = replies.thin(history)
     cut = None
     if len(kept) < len(history):
         cut = f"{len(history) - len(kept)} of {len(history)} lines were left out; ask with since_step for a part."
-    main = MAIN_METRICS[series]
-    change = _change(kept, main[0])
-    answer = schemas.MetricsAnswer(
+    change = _change(kept, replies.MAIN_METRICS[series][0])
+    return schemas.MetricsAnswer(
         summary=f"Run {row.run_id} has {len(kept)} {series} lines here, {progress_line(row)}{change}.",
         next_step=f"Call get_status with run_id {row.run_id} for the whole picture, or wait_for_run to follow it."
         if kept
@@ -203,7 +159,6 @@ def metric_lines(
         final_metrics=full[-1] if full else None,
         cut=cut,
     )
-    return answer, [*replies.metrics_facts(kept, main), *([cut] if cut else [])]
 
 
 def _change(lines: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -211,16 +166,29 @@ def _change(lines: Sequence[Mapping[str, Any]], name: str) -> str:
     return f"; {name} went from {number(known[0])} to {number(known[-1])}" if len(known) > 1 else ""
 
 
-def runs(rows: Sequence[RunRow], next_cursor: str | None) -> schemas.RunsAnswer:
-    """Newest first."""
+def runs(
+    rows: Sequence[RunRow],
+    next_cursor: str | None,
+    sessions: Sequence[Session] = (),
+    *,
+    whole_session: bool = False,
+    has_older: bool = False,
+) -> schemas.RunsAnswer:
+    """Newest first, with the sessions they belong to; of the one that was asked for, all runs with their figures."""
     more = f" More are there: pass cursor {next_cursor}." if next_cursor else ""
+    count = "1 run" if len(rows) == 1 else f"{len(rows)} runs, newest first"
+    entries = [run_entry(row) for row in rows]
+    room = replies.MAX_DATA_BYTES - sum(replies.data_bytes(entry.model_dump(mode="json")) for entry in entries)
+    grouped, cut = session_entries(sessions, full=whole_session, has_older=has_older, limit_bytes=room)
     return schemas.RunsAnswer(
-        summary=f"{len(rows)} runs, newest first.{more}" if rows else "There are no such runs.",
+        summary=f"{count}.{more}" if rows else "There are no such runs.",
         next_step="Call get_status with a run_id for one of them."
         if rows
         else "Call check_setup, then estimate_cost and start_distillation.",
-        runs=[run_entry(row) for row in rows],
+        runs=entries,
         next_cursor=next_cursor,
+        sessions=grouped,
+        sessions_cut=cut,
     )
 
 

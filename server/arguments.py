@@ -57,7 +57,7 @@ class WaitArguments(RunArguments):
 class MetricsArguments(RunArguments):
     series: Literal["train", "eval"] = Field("train", description="train: one line a step; eval: held-out evaluations.")
     points: int = Field(40, ge=1, le=200, description="Most lines returned, evenly thinned; first and last are kept.")
-    since_step: int | None = Field(None, ge=0, description="Only lines after this step.")
+    since_step: int | None = Field(None, ge=0, le=1_000_000, description="Only lines after this step.")
 
 
 class ListRunsArguments(Frozen):
@@ -100,7 +100,8 @@ class CompareArguments(Frozen):
     candidates: Annotated[tuple[Candidate, ...], Strict(False), Field(max_length=MAX_CANDIDATES)] = Field(
         (),
         description="What to compare: a name and an mlx-lm adapter folder (adapter_path; left out: the base alone). "
-        "Left out: base, the run's incoming adapter if any, its distilled adapter.",
+        "Left out: base, the run's incoming adapter if any, its distilled adapter. All are measured against the run's "
+        "incoming adapter, else the base, else the first: give two adapters alone to measure them against each other.",
     )
     max_samples: int | None = Field(
         None, ge=1, le=10_000, description="Most held-out prompts; left out: as many as the run's evaluations use."
@@ -115,6 +116,7 @@ class CompareArguments(Frozen):
     judge_model_id: str | None = Field(
         None, min_length=1, max_length=200, description="The judge; left out: the run's remote teacher, or the usual."
     )
+    confirmed: bool = Field(False, description="The user agreed to a judge_budget_usd above $1.")
     timeout_seconds: Seconds = Field(
         DEFAULT_WAIT_SECONDS, description=f"Longest wait for the result; at most {MAX_WAIT_SECONDS:g}."
     )
@@ -146,13 +148,16 @@ class ProbeArguments(Frozen):
 OWN_PROBE_ARGUMENTS = frozenset(ProbeArguments.model_fields) - {"config"}
 
 
-def parse_arguments(model: type[BaseModel], arguments: Mapping[str, Any]) -> BaseModel:
+def parse_arguments(model: type[BaseModel], arguments: Mapping[str, Any], *, json_texts: bool = True) -> BaseModel:
     """The checked arguments of one call.
+
+    Args:
+        json_texts: take a list or an object that came as JSON inside a text; MCP hosts send them, HTTP clients do not.
 
     Raises:
         ConfigError: lists everything that is wrong, with near names for unknown arguments.
     """
-    given = _undo_json_strings(model, arguments)
+    given = _undo_json_strings(model, arguments) if json_texts else dict(arguments)
     if model is RunConfig:
         return parse_config(given)
     if model is ProbeArguments:
@@ -231,6 +236,8 @@ def slim(schema: Any, definitions: Mapping[str, Any]) -> Any:
         kept = next(choice for choice in choices if choice != {"type": "null"}) | kept
     if kept.get("default", 0) is None:
         del kept["default"]
+    if kept.get("additionalProperties") == {}:  # what saying nothing means; some hosts refuse an empty schema
+        del kept["additionalProperties"]
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from opd_core.money.amounts import format_usd, pico_from_usd
 from opd_core.money.months import RAISE_COMMAND
 from opd_core.state.rows import RunRow
 from opd_core.types import END_STATES
@@ -18,6 +19,11 @@ def dollars(amount: float | None) -> str:
         return "less than $0.0001"
     whole, _, fraction = f"{amount:,.{2 if amount >= 1 else 4}f}".partition(".")
     return f"${whole}.{fraction.rstrip('0'):0<2}"
+
+
+def exact_dollars(amount: float | None) -> str:
+    """A limit as it was given: `$2.035` is not `$2.04`, which would be more than may be spent."""
+    return dollars(amount) if amount is None else format_usd(pico_from_usd(amount))
 
 
 def budget_entry(row: RunRow) -> BudgetEntry | None:
@@ -47,7 +53,8 @@ def why_stopped(row: RunRow) -> str:
         why = "because the budget of this installation for the month is used up"
     else:
         # the reservation of a call is far above its usual price, so there may be something left
-        why = f"because its budget of {dollars(row.budget_usd)} is used up: the next call could cost more than is left"
+        limit = exact_dollars(row.budget_usd)
+        why = f"because its budget of {limit} is used up: the next call could cost more than is left"
     return f"{why}; {_kept(row)}"
 
 
@@ -67,7 +74,7 @@ def money_sentence(row: RunRow) -> str:
         return ""
     hits = (row.latest_metrics or {}).get("teacher_cache_hits")
     free = f"; {hits:,} answers came from the cache for nothing" if hits else ""
-    spent = f" It has spent {dollars(row.spent_usd)} of its budget of {dollars(row.budget_usd)}{free}."
+    spent = f" It has spent {dollars(row.spent_usd)} of its budget of {exact_dollars(row.budget_usd)}{free}."
     warning = " Four fifths of the budget are used." if row.budget_warning and row.state not in END_STATES else ""
     return spent + warning
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from opd_core import __version__
-from opd_core.errors import OPDError
+from opd_core.errors import ConfigError, OPDError
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"opd {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    _add(commands, "serve", _serve, "serve the tools to an AI assistant over standard input and output (MCP)")
+    _add_serve(commands)
     _add(
         commands, "demo", _demo, "distil a small model on this machine, driven as an assistant would, and show the gain"
     )
@@ -49,9 +49,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("file", type=Path, metavar="FILE", help="configuration, .yaml or .json")
     status = _add(commands, "status", _status, "show a run: the current one, else the latest")
     status.add_argument("run_id", nargs="?", metavar="RUN_ID", help="a run's id or a unique beginning of it")
+    report = _add(commands, "report", _report, "write a page about a run: the current one, else the latest")
+    report.add_argument("run_id", nargs="?", metavar="RUN_ID", help="a run's id or a unique beginning of it")
+    _add_install(commands)
     doctor = _add(
-        commands, "doctor", _doctor, "check this machine, its settings, its home and how fast the server answers"
+        commands, "doctor", _doctor, "check this machine, its settings, its home and the server as a host starts it"
     )
+    doctor.add_argument("--port", type=int, default=8765, help="where to look for a server over HTTP (default: 8765)")
     doctor.add_argument("--repair", action="store_true", help="mend what was left behind in the home, and nothing else")
     _add_money(commands)
     gguf = _add(commands, "import-gguf", _import_gguf, "turn a Llama-architecture GGUF file into an MLX model folder")
@@ -88,7 +92,51 @@ def _add(
     return added
 
 
-def _serve(_: argparse.Namespace) -> int:
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = _add(commands, "serve", _serve, "serve the tools to an AI assistant over standard input and output (MCP)")
+    serve.add_argument("--http", action="store_true", help="serve MCP, JSON and live events over HTTP instead")
+    http = serve.add_argument_group("with --http")
+    http.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    http.add_argument("--port", type=int, default=8765, help="port to listen on; 0 takes a free one (default: 8765)")
+    http.add_argument("--allow-remote", action="store_true", help="let other machines reach the server")
+    http.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a further Host to answer to")
+    http.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a web page that may call")
+
+
+def _add_install(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from server.hosts import HOSTS
+
+    install = _add(commands, "install", _install, "enter the server into the list of an assistant's program")
+    install.add_argument("host", choices=tuple(HOSTS), metavar="HOST", help=f"one of {', '.join(HOSTS)}")
+    install.add_argument("--print", action="store_true", dest="print_only", help="show what to write; write nothing")
+    install.add_argument("--home", type=Path, metavar="DIR", help="the OPD_HOME that the program shall use")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if options.http:
+        return _serve_http(options)
+    for_http = ("host", "port", "allow_remote", "allow_host", "allow_origin")
+    unchanged = parser().parse_args(["serve"])
+    if any(getattr(options, name) != getattr(unchanged, name) for name in for_http):
+        raise ConfigError("--host, --port and the --allow- options need --http. Add it, or leave them out.")
+    return _serve_stdio()
+
+
+def _serve_http(options: argparse.Namespace) -> int:
+    from server.serving import serve_http
+    from server.settings import read_settings
+
+    return serve_http(
+        read_settings(),
+        options.host,
+        options.port,
+        allow_remote=options.allow_remote,
+        names=tuple(options.allow_host),
+        origins=tuple(options.allow_origin),
+    )
+
+
+def _serve_stdio() -> int:
     import gc
 
     # Imports make a hundred thousand objects that live as long as the process; collecting among them is a sixth of
@@ -150,11 +198,24 @@ def _status(options: argparse.Namespace) -> int:
     return print_status(options.run_id)
 
 
+def _report(options: argparse.Namespace) -> int:
+    from server.terminal import print_report
+
+    return print_report(options.run_id)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from server.doctor import examine
     from server.repairing import look_after_home
 
-    return max(examine(), look_after_home(options.repair))
+    return max(examine(options.port), look_after_home(options.repair))
+
+
+def _install(options: argparse.Namespace) -> int:
+    from server.install import install
+
+    print("\n".join(install(options.host, options.home, print_only=options.print_only)))
+    return 0
 
 
 def _import_gguf(options: argparse.Namespace) -> int:

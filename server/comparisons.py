@@ -30,9 +30,12 @@ def compared(
     warned = [tidy(warnings, 1200)] if warnings else []
     if result is None:
         return _unfinished(row, timeout_seconds).model_copy(update={"warnings": warned})
+    adapters = [entry for entry in result["rows"] if entry["adapter_path"] and entry["name"] != result["reference"]]
     better = [tidy(entry["name"], 64) for entry in result["rows"] if entry["verdict"] == "better"]
     winner = f"{' and '.join(better)} is shown to be better" if better else "no candidate is shown to be better"
     more = "" if result["primary_metric"] else " To tell better from worse, call it again with judge true and a budget."
+    if len(adapters) > 1:
+        more += " To measure two adapters against each other, call it again with those two alone as candidates."
     answer = CompareAnswer(
         status="completed",
         summary=tidy(result["summary"], 1500),

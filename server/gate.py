@@ -21,8 +21,9 @@ CallNext = Callable[[ServerRequestContext[Any, Any]], Awaitable[HandlerResult]]
 class ArgumentGate:
     """Refuses unknown tools and wrong arguments in our words; hands on the checked model as the one argument."""
 
-    def __init__(self, models: Mapping[str, type[BaseModel]]) -> None:
-        self._models = models
+    def __init__(self, models: Mapping[str, type[BaseModel]], others: frozenset[str] = frozenset()) -> None:
+        """`others` are tools that are not verbs; the SDK checks what they are given."""
+        self._models, self._others = models, others
 
     async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         """Let everything but a tool call pass untouched."""
@@ -31,6 +32,8 @@ class ArgumentGate:
         params = dict(ctx.params or {})
         name, given = params.get("name"), params.get("arguments")
         model = self._models.get(name) if isinstance(name, str) else None
+        if name in self._others:
+            return await call_next(ctx)
         if model is None:
             return _refusal(self._unknown_tool(name))
         if given is not None and not isinstance(given, Mapping):

@@ -144,7 +144,7 @@ def status_summary(row: RunRow) -> str:
         "stopping": f"{name} is stopping{where}.",
         "completed": f"{name} completed{where}{_early(row)}{_gain(row)}.",
         "stopped": f"{name} stopped{where} {why_stopped(row)}{_gain(row)}.",
-        "failed": f"{name} failed{where}: {tidy(row.error_message) or 'no message was recorded'}",
+        "failed": f"{name} failed{where}: {_why_failed(row)}.",
         "interrupted": f"{name} was interrupted{where}: its worker process died.",
     }
     return sentences[row.state] + _stalled(row) + money_sentence(row)
@@ -167,6 +167,10 @@ def _early(row: RunRow) -> str:
 
 def _waiting_reason(row: RunRow) -> str:
     return (tidy(row.waiting_reason) or "reason not recorded").rstrip(".")
+
+
+def _why_failed(row: RunRow) -> str:
+    return (tidy(row.error_message) or "no message was recorded").rstrip(".")
 
 
 def _time_left(row: RunRow) -> str:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from mcp_types import CallToolResult, TextContent
 
-from server.budgets import dollars
+from server.budgets import dollars, exact_dollars
 from server.present import duration, moment, number, percent
 from server.schemas import (
     Answer,
@@ -19,7 +20,7 @@ from server.schemas import (
     Entry,
     EstimateAnswer,
     EvalEntry,
-    ModelsAnswer,
+    MetricsAnswer,
     PaidEntry,
     RunsAnswer,
     RunStatus,
@@ -31,11 +32,16 @@ T = TypeVar("T", bound=Entry)
 MAX_RESULT_BYTES = 20_000
 MAX_DATA_BYTES = 13_000
 MAX_TEXT_CHARACTERS = 4_000
+MAIN_METRICS = {
+    "train": ("kl_loss", "kl_divergence_mean", "student_entropy", "teacher_alignment_pct", "tokens_per_second"),
+    "eval": ("reverse_kl", "task_score", "teacher_agreement_pct", "completion_tokens_mean"),
+}
 
 
 def reply(answer: Answer, facts: Iterable[str] = ()) -> CallToolResult:
     """The result of a tool: complete structured content, and a text that stands alone."""
-    body = "\n".join([answer.summary, *facts])
+    # a line break in a name or another datum must not make a line that seems to be ours
+    body = "\n".join([answer.summary, *(fact.replace("\n", "\\n") for fact in facts)])
     if len(body) > MAX_TEXT_CHARACTERS:
         body = body[:MAX_TEXT_CHARACTERS] + "… (cut; the structured result has the rest)"
     text = f"{body}\nNext: {answer.next_step}"
@@ -80,20 +86,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_plain, value)) or "none"
     return "none" if value is None else str(value)
-
-
-def models_facts(answer: ModelsAnswer) -> list[str]:
-    """One line a model and adapter."""
-    lines = []
-    for model in answer.models:
-        size = "" if model.size_gb is None else f", {number(model.size_gb)} GB"
-        trouble = f"; cannot be used: {model.problem}" if model.problem else ""
-        lines.append(f"- model {model.name} ({model.architecture or 'unknown architecture'}{size}){trouble}")
-    for adapter in answer.adapters:
-        base = f" for {adapter.base_model}" if adapter.base_model else ""
-        trouble = f"; cannot be used: {adapter.problem}" if adapter.problem else ""
-        lines.append(f"- adapter {adapter.path} (rank {adapter.rank}{base}){trouble}")
-    return lines
 
 
 def estimate_facts(answer: EstimateAnswer) -> list[str]:
@@ -160,7 +152,7 @@ def status_facts(answer: RunStatus) -> list[str]:
     lines += [f"- error: {answer.error_message}"] if answer.error_message else []
     lines += [f"- log (data): {line}" for line in answer.log_tail]
     lines += [f"- checkpoint: {answer.checkpoint_path}"] if answer.checkpoint_path else []
-    lines += [f"- adapter: {answer.final_adapter_path}"] if answer.final_adapter_path else []
+    lines += [f"- adapter, for mlx_lm --adapter-path: {answer.final_adapter_path}"] if answer.final_adapter_path else []
     return lines
 
 
@@ -170,7 +162,7 @@ def budget_lines(budget: BudgetEntry | None, is_near_limit: bool = False) -> lis
         return []
     lines = [
         f"- budget: {dollars(budget.spent_usd)} spent and {dollars(budget.reserved_usd)} reserved of "
-        f"{dollars(budget.limit_usd)} ({number(budget.used_pct)} %)"
+        f"{exact_dollars(budget.limit_usd)} ({number(budget.used_pct)} %)"
     ]
     lines += ["- warning: four fifths of the budget are used"] if is_near_limit else []
     return lines + (
@@ -199,15 +191,17 @@ def eval_line(entry: EvalEntry) -> str:
     return ", ".join(parts)
 
 
-def metrics_facts(lines: Sequence[Mapping[str, Scalar]], names: Sequence[str]) -> list[str]:
-    """A short table: step and the named figures of at most twelve lines."""
+def metrics_facts(answer: MetricsAnswer) -> list[str]:
+    """A short table: step and the main figures of at most twelve lines."""
+    lines = answer.metrics_history
     stride = max(1, -(-len(lines) // 12))
     shown = [*lines[:-1:stride], lines[-1]] if lines else []
-    return [
+    table = [
         f"- step {line.get('step')}: "
-        + ", ".join(f"{name} {line[name]}" for name in names if line.get(name) is not None)
+        + ", ".join(f"{name} {line[name]}" for name in MAIN_METRICS[answer.series] if line.get(name) is not None)
         for line in shown
     ]
+    return [*table, *([answer.cut] if answer.cut else [])]
 
 
 def runs_facts(answer: RunsAnswer) -> list[str]:
@@ -216,5 +210,7 @@ def runs_facts(answer: RunsAnswer) -> list[str]:
     for run in answer.runs:
         best = f", best reverse KL {number(run.best_reverse_kl)}" if run.best_reverse_kl is not None else ""
         best += f", best task score {percent(run.best_task_score)}" if run.best_task_score is not None else ""
-        lines.append(f"- {run.run_id}: {run.kind}, {run.state}, step {run.step} of {run.total_steps}{best}")
+        step = f", step {run.step} of {run.total_steps}" if run.total_steps else ""
+        base = f", base {PurePath(run.base_model).name[:60]}" if run.base_model and run.kind == "distillation" else ""
+        lines.append(f"- {run.run_id}: {run.kind}, {run.state}{step}{base}{best}")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,16 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from opd_core.config import RunConfig
+from opd_core.errors import ConfirmationNeededError
+from opd_core.state.rows import RunRow
 from opd_core.types import END_STATES
 from server.present import number, run_status
 from server.replies import eval_line, status_facts
 from server.schemas import RunStatus
 from server.settings import read_settings
-from server.use_cases import HomeUseCases
+from server.study_answers import report_facts, reported
+from server.use_cases import HomeUseCases, UseCases
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINES = 40
@@ -101,8 +106,11 @@ def start_and_follow(file: Path, console: Console | None = None) -> int:
     from opd_core.config_io import read_config
 
     cases = HomeUseCases(read_settings())
-    row = cases.start(read_config(file))
     view = RunView(console or Console())
+    row = start(cases, read_config(file), view)
+    if row is None:
+        view.say("Nothing was started.")
+        return 1
     view.say(f"Run {row.run_id} is accepted. It goes on in the background when you leave with Ctrl-C.")
     if row.message:
         view.say(row.message)
@@ -115,6 +123,26 @@ def start_and_follow(file: Path, console: Console | None = None) -> int:
     return 0 if status.state == "completed" else 1
 
 
+def start(cases: UseCases, config: RunConfig, view: RunView) -> RunRow | None:
+    """Start a run; a costly one only when the file says `confirmed: true` or the person at the terminal says yes.
+
+    Returns:
+        The run; None when the person said no.
+
+    Raises:
+        OPDError: it is refused; ConfirmationNeededError where nobody can be asked.
+    """
+    try:
+        return cases.start(config)
+    except ConfirmationNeededError as needed:
+        if not sys.stdin.isatty():
+            raise
+        view.say(needed.question)
+        if input("Start it? [y/N] ").strip().lower() not in ("y", "yes"):
+            return None
+    return cases.start(config.model_copy(update={"confirmed": True}))
+
+
 def print_status(run_id: str | None) -> int:
     """`opd status [RUN_ID]`.
 
@@ -122,6 +150,20 @@ def print_status(run_id: str | None) -> int:
         OPDError: there is no such run, or the home cannot be used.
     """
     print_run(run_status(HomeUseCases(read_settings()).status(run_id)), RunView(Console()))
+    return 0
+
+
+def print_report(run_id: str | None) -> int:
+    """`opd report [RUN_ID]`: write the report and say where it is.
+
+    Raises:
+        OPDError: there is no such run, or the home cannot be written.
+    """
+    cases, view = HomeUseCases(read_settings()), RunView(Console())
+    evidence = cases.evidence(run_id)
+    answer = reported(evidence, cases.export_report(evidence))
+    for line in (answer.summary, *report_facts(answer)):
+        view.say(line)
     return 0
 
 

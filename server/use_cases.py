@@ -17,11 +17,17 @@ from opd_core.paths import HomePaths
 from opd_core.types import END_STATES, RunState
 from server.arguments import CompareArguments
 from server.settings import Problem, Settings
+from server.study_arguments import InspectArguments, LogArguments
 
 if TYPE_CHECKING:
     from opd_core.control.estimate import Estimate
+    from opd_core.control.evidence import RunEvidence
+    from opd_core.control.log_reading import LogPart
     from opd_core.control.models import LocalModels
+    from opd_core.control.prompt_inspection import PromptInspection
+    from opd_core.control.report import WrittenReport
     from opd_core.control.runs import Runs
+    from opd_core.control.sessions import Session
     from opd_core.control.setup_check import SetupReport
     from opd_core.roots import Roots
     from opd_core.state.metrics import Series
@@ -44,9 +50,11 @@ class UseCases(Protocol):
     def start(self, config: RunConfig) -> RunRow: ...
     def status(self, run_id: str | None) -> RunRow: ...
     def metrics(self, run_id: str, series: Series, since_step: int | None, points: int) -> Sequence[dict[str, Any]]: ...
+    def rollouts(self, run_id: str, count: int) -> Sequence[dict[str, Any]]: ...
     def list(
         self, session_id: str | None, state: RunState | None, limit: int, cursor: str | None
     ) -> tuple[Sequence[RunRow], str | None]: ...
+    def sessions(self, rows: Sequence[RunRow]) -> Sequence[Session]: ...
     def stop(self, run_id: str | None, timeout_seconds: float) -> RunRow: ...
     def resume(
         self,
@@ -61,13 +69,23 @@ class UseCases(Protocol):
     def comparison_result(self, job_id: str) -> dict[str, Any]: ...
     def start_probe(self, config: RunConfig) -> RunRow: ...
     def probe_result(self, job_id: str) -> dict[str, Any]: ...
+    def inspect_prompts(self, arguments: InspectArguments) -> PromptInspection: ...
+    def read_log(self, run_id: str, arguments: LogArguments) -> LogPart: ...
+    def evidence(self, run_id: str | None) -> RunEvidence: ...
+    def export_report(self, evidence: RunEvidence) -> WrittenReport: ...
+    def report_text(self, run_id: str) -> str: ...
 
 
 class HomeUseCases:
-    """The use cases of one OPD_HOME."""
+    """The use cases of one OPD_HOME.
 
-    def __init__(self, settings: Settings) -> None:
+    `is_local`: whether the caller is the user themselves (standard input, the command line), who may name files
+    anywhere in their own home; who comes over HTTP may not.
+    """
+
+    def __init__(self, settings: Settings, *, is_local: bool = True) -> None:
         self._settings = settings
+        self._is_local = is_local
 
     @property
     def home(self) -> HomePaths:
@@ -84,8 +102,8 @@ class HomeUseCases:
         from opd_core.roots import Roots
 
         outputs = [folder for folder in (self._settings.checkpoint_dir, self._settings.cache_dir) if folder]
-        # over stdio the caller is the user: their own home may be read
-        return Roots.of(self.home.home, self._settings.roots, Path.home(), outputs)
+        user_home = Path.home() if self._is_local else None
+        return Roots.of(self.home.home, self._settings.roots, user_home, outputs)
 
     @cached_property
     def _runs(self) -> Runs:
@@ -103,7 +121,7 @@ class HomeUseCases:
         """Models and adapters on this machine."""
         from opd_core.control.models import list_models
 
-        return list_models(self.home, self._roots)
+        return list_models(self.home, self._roots, self._settings.roots)
 
     def estimate(self, config: RunConfig) -> Estimate:
         """What a run would take, after the checks of a start."""
@@ -128,11 +146,23 @@ class HomeUseCases:
         """Lines of a series."""
         return self._runs.metrics(run_id, series, since_step, points)
 
+    def rollouts(self, run_id: str, count: int) -> Sequence[dict[str, Any]]:
+        """The newest training rollouts, as their file has them."""
+        from opd_core.control.rollout_reading import newest_rollouts
+
+        return newest_rollouts(self.home, self._runs.status(run_id), count)
+
     def list(
         self, session_id: str | None, state: RunState | None, limit: int, cursor: str | None
     ) -> tuple[Sequence[RunRow], str | None]:
         """Runs, newest first."""
         return self._runs.list(session_id, state, limit, cursor)
+
+    def sessions(self, rows: Sequence[RunRow]) -> Sequence[Session]:
+        """The sessions of runs, each with the fine-tune it began with."""
+        from opd_core.control.sessions import sessions_of
+
+        return sessions_of(rows, self.home, self._roots)
 
     def stop(self, run_id: str | None, timeout_seconds: float) -> RunRow:
         """Stop a run cleanly."""
@@ -175,7 +205,8 @@ class HomeUseCases:
                 judge=arguments.judge,
                 judge_budget_usd=arguments.judge_budget_usd,
                 judge_model_id=arguments.judge_model_id,
-            )
+            ),
+            arguments.confirmed,
         )
 
     def comparison_result(self, job_id: str) -> dict[str, Any]:
@@ -189,6 +220,63 @@ class HomeUseCases:
     def probe_result(self, job_id: str) -> dict[str, Any]:
         """What a completed probe found."""
         return self._runs.probe_result(job_id)
+
+    def inspect_prompts(self, arguments: InspectArguments) -> PromptInspection:
+        """What the prompt files hold, as a run would read and split them."""
+        from opd_core.control.prompt_inspection import inspect_prompts
+        from opd_core.model_files import read_model, resolve_model
+
+        paths = [
+            self._roots.check(given, name, "file")
+            for name in ("prompts_path", "validation_prompts_path")
+            if (given := getattr(arguments, name)) is not None
+        ]
+        model = None
+        if arguments.base_model_path is not None:
+            model = read_model(resolve_model(arguments.base_model_path, self.home, self._roots))
+        return inspect_prompts(
+            paths,
+            seed=arguments.seed,
+            eval_max_samples=arguments.eval_max_samples,
+            rollout_max_tokens=arguments.rollout_max_tokens,
+            model=None if model is None else model.path,
+            context_length=None if model is None else model.context_length,
+            samples=arguments.samples,
+        )
+
+    def read_log(self, run_id: str, arguments: LogArguments) -> LogPart:
+        """Lines of the log of a run or job that exists."""
+        from opd_core.control.log_reading import read_log
+
+        return read_log(
+            self.home.log(run_id),
+            arguments.mode,
+            lines=arguments.lines,
+            pattern=arguments.pattern,
+            is_regex=arguments.regex,
+            before=arguments.cursor,
+        )
+
+    def evidence(self, run_id: str | None) -> RunEvidence:
+        """Everything recorded about a run, for its diagnosis and its report."""
+        from opd_core.control.investigate import gather
+
+        return gather(self._runs, self.home, run_id)
+
+    def export_report(self, evidence: RunEvidence) -> WrittenReport:
+        """Write the report of a run under OPD_HOME/reports."""
+        from opd_core.control.report import write_report
+
+        return write_report(evidence, self.home)
+
+    def report_text(self, run_id: str) -> str:
+        """The report of a run as Markdown; writes nothing."""
+        from opd_core.control.diagnosis import diagnose
+        from opd_core.control.report import make_report
+        from opd_core.control.report_markdown import markdown_page
+
+        evidence = self.evidence(run_id)
+        return markdown_page(make_report(evidence, self.home, diagnose(evidence)))
 
     def _latest_finished(self) -> RunRow:
         rows, cursor = self._runs.list(limit=LOOK_BACK)

@@ -119,6 +119,7 @@ class Endpoint:
         self.script: deque[Reply | str | JsonObject] = deque()
         self.batch_script: deque[Reply] = deque()  # for POST /v1/messages/batches only
         self.model_script: deque[Reply] = deque()  # for GET /v1/models/… only; a model without a price is unknown
+        self.look: Callable[[str], Reply | None] = lambda path: None  # what a GET gets instead of what is there
         self.batch_results: dict[str, JsonObject] = {}  # by the request's position in its batch: "0", "1", …
         self.answer = answer
         self.archived: set[str] = set()  # batches whose results are gone
@@ -312,13 +313,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         endpoint = self._note("GET", {})
         path = self.path.split("?")[0].strip("/").split("/")
-        if path[:3] == ["v1", "messages", "batches"] and len(path) == 3:
+        planned = endpoint.look(self.path)
+        if planned is not None:
+            self._send(planned, {})
+        elif path[:3] == ["v1", "messages", "batches"] and len(path) == 3:
             self._send(Reply(), endpoint.batch_page(parse_qs(urlsplit(self.path).query)))
         elif path[:3] == ["v1", "messages", "batches"] and path[3] in endpoint.batches.keys() - endpoint.archived:
             if len(path) == 4:
                 self._send(Reply(), endpoint.batch_view(path[3], poll=True))
             else:
-                lines = "".join(f"{json.dumps(line)}\n" for line in endpoint.batches[path[3]]["lines"])
+                lines = "".join(
+                    f"{json.dumps(line, ensure_ascii=False)}\n" for line in endpoint.batches[path[3]]["lines"]
+                )
                 self._send(Reply(raw=lines.encode()), {})
         elif path[:2] == ["v1", "models"] and endpoint.model_script:
             self._send(endpoint.model_script.popleft(), {})

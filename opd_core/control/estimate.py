@@ -117,7 +117,7 @@ def estimate(config: RunConfig, store: RunStore | None, *, roots: Roots, setting
 
 def _count_work(preflight: Preflight) -> _Work:
     config = preflight.config
-    length, note = _completion_length(config, preflight.prompts.train)
+    length, note = completion_length(config, preflight.prompts.train)
     prompts = [_prompt_tokens(example) for example in preflight.prompts.train]
     return _Work(
         rollouts=config.num_training_steps * config.batch_size * config.num_rollouts_per_prompt,
@@ -128,7 +128,7 @@ def _count_work(preflight: Preflight) -> _Work:
     )
 
 
-def _completion_length(config: RunConfig, examples: list[PromptExample]) -> tuple[float, str]:
+def completion_length(config: RunConfig, examples: list[PromptExample]) -> tuple[float, str]:
     """Expected tokens of a completion, its end token included, and where the number comes from."""
     limit = config.rollout_max_tokens
     known = [example.completion for example in config.teacher_examples]

@@ -15,6 +15,7 @@ from opd_core.model_files import ModelInfo, read_model, resolve_model
 from opd_core.paths import HomePaths
 from opd_core.roots import Roots
 from opd_core.tokenizer_files import same_tokenizer
+from opd_core.types import plain_name
 
 MIN_DISK_BYTES = 100_000_000
 LOW_DISK_BYTES = 2_000_000_000
@@ -57,8 +58,8 @@ def check_adapter(config: RunConfig, base: ModelInfo | None, roots: Roots, findi
         findings.attempt(check_adapter_fits, path, base.path)
         if adapter.base_model and Path(adapter.base_model).name != base.path.name:
             findings.warnings.append(
-                f"The adapter says it was trained on {adapter.base_model}, not on {base.path.name}; its shapes fit, "
-                "but its weights mean something on its own base model only."
+                f"The adapter says it was trained on {plain_name(adapter.base_model)}, not on {base.path.name}; its "
+                "shapes fit, but its weights mean something on its own base model only."
             )
     return adapter
 

@@ -13,7 +13,9 @@ from opd_core.model_files import ModelInfo
 from opd_core.money.amounts import format_usd, pico_from_usd
 from opd_core.money.ledger import Ledger
 from opd_core.money.pricing import PriceTable
+from opd_core.safe_open import read_regular
 from opd_core.settings import KEY_VARIABLE, Settings, find_api_key
+from opd_core.tensor_files import MAX_JSON_BYTES
 
 TERMS = (
     "Before the first run, tell the user: the teacher is Claude, its provider's terms restrict using its outputs to "
@@ -97,7 +99,7 @@ def may_think(base: ModelInfo) -> bool:
     """Whether the model's chat template knows a thinking mode, by its files."""
     for name in ("chat_template.jinja", "tokenizer_config.json"):
         try:
-            text = (base.path / name).read_text(encoding="utf-8")
+            text = read_regular(base.path / name, MAX_JSON_BYTES).decode("utf-8")
         except (OSError, UnicodeDecodeError):
             continue
         if any(mark in text for mark in THINKING_MARKS):

@@ -47,30 +47,23 @@ def refuse_changes_of_a_comparison(
     )
 
 
-def changed_config(
-    row: RunRow, num_training_steps: int | None, max_budget_usd: float | None, confirmed: bool
-) -> RunConfig:
+def changed_config(row: RunRow, num_training_steps: int | None, max_budget_usd: float | None) -> RunConfig:
     """The run's configuration with what a resume may change: more steps, another budget.
 
     Raises:
-        ConfigError: fewer steps than before, or a larger budget without `confirmed`.
+        ConfigError: fewer steps than before.
     """
     changes: dict[str, Any] = {}
-    steps, budget = row.config["num_training_steps"], row.config["max_budget_usd"]
+    steps = row.config["num_training_steps"]
     if num_training_steps is not None:
         if num_training_steps < steps:
             raise ConfigError(
-                f"num_training_steps {num_training_steps} is less than the run's {steps}. Give more, or leave it out.",
+                f"num_training_steps {num_training_steps} is less than the run's {steps}; a run is not made shorter. "
+                "Leave it out, and end the run with stop_distillation at the step you want; or give more.",
                 field="num_training_steps",
             )
         changes["num_training_steps"] = num_training_steps
     if max_budget_usd is not None:
-        if max_budget_usd > budget and not confirmed:
-            raise ConfigError(
-                f"max_budget_usd {max_budget_usd:g} is more than the run's {budget:g}. Ask the user, then call again "
-                "with confirmed true.",
-                field="max_budget_usd",
-            )
         changes["max_budget_usd"] = float(max_budget_usd)
     return parse_config(row.config | changes)
 

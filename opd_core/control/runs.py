@@ -17,6 +17,7 @@ from typing import Any, Literal
 from opd_core.comparison import ComparisonSpec
 from opd_core.config import RunConfig, parse_config
 from opd_core.config_io import to_yaml
+from opd_core.control.confirming import require_judge, require_raise, require_start
 from opd_core.control.logs import log_tail
 from opd_core.control.preflight import CheckedComparison, Preflight, check, check_comparison
 from opd_core.control.preflight_paid import month_ledger
@@ -87,6 +88,7 @@ class Runs:
         """Check, record and start (or queue) a run; the same client_request_id gives the same run again.
 
         Raises:
+            ConfirmationNeededError: it may spend more than is spent without asking (`confirming.py`).
             OPDError: refused; no row, file or lock is left behind.
         """
         return self._start(config, "distillation")
@@ -111,6 +113,7 @@ class Runs:
             self._refuse_other_arguments(config, repeated)
             return self.status(repeated.run_id)
         found = self._check(config)
+        require_start(found, kind, self._settings)
         self._home.prepare()
 
         def create(run_id: str) -> RunRow:
@@ -148,10 +151,11 @@ class Runs:
                     "a new one with another client_request_id."
                 )
 
-    def start_comparison(self, spec: ComparisonSpec) -> RunRow:
+    def start_comparison(self, spec: ComparisonSpec, confirmed: bool = False) -> RunRow:
         """Queue a comparison of adapters on the held-out prompts of a run; `message` holds the warnings, if any.
 
         Raises:
+            ConfirmationNeededError: its judge may spend more than is spent without asking.
             RunNotFoundError: no such run.
             PathError: an adapter lies outside the allowed folders or does not exist.
         """
@@ -160,6 +164,7 @@ class Runs:
             raise StateError(f"{source.run_id} is a {source.kind}; name a distillation run to compare adapters of.")
         config = parse_config(source.config)
         checked = self._comparison_preflight(spec, config, self._roots, self._settings)
+        require_judge(checked.spec, confirmed)
         edited = prompts_warnings(self._home.checkpoint_folder(source.run_id, config.checkpoint_dir), config)
         warnings = [*checked.warnings, *edited]
 
@@ -196,9 +201,8 @@ class Runs:
         self._supervisor.reconcile()
         before = None if cursor is None else min(int(cursor), 2**62)
         rows = self._store.list(session_id=session_id, state=state, limit=limit + 1, before_number=before)
-        return [self._with_money(row) for row in rows[:limit]], str(rows[limit - 1].number) if len(
-            rows
-        ) > limit else None
+        next_cursor = str(rows[limit - 1].number) if len(rows) > limit else None
+        return [self._with_money(row) for row in rows[:limit]], next_cursor
 
     def metrics(
         self,
@@ -242,7 +246,8 @@ class Runs:
 
         Raises:
             StateError: it is in another state.
-            ConfigError: fewer steps than before, a larger budget without `confirmed`, or a change of a comparison.
+            ConfigError: fewer steps than before, or a change of a comparison.
+            ConfirmationNeededError: a larger budget without `confirmed`.
             CheckpointError: the checkpoint is damaged, or prompts or models were changed.
         """
         self._supervisor.reconcile()
@@ -253,7 +258,8 @@ class Runs:
             refuse_changes_of_a_comparison(row, num_training_steps, max_budget_usd, from_step)
             self._store.requeue(row.run_id, config=row.config, total_steps=0)
             return self.status(row.run_id)
-        config = self._check(changed_config(row, num_training_steps, max_budget_usd, confirmed)).config
+        config = self._check(changed_config(row, num_training_steps, max_budget_usd)).config
+        require_raise(row, config.max_budget_usd, confirmed)
         folder = self._home.checkpoint_folder(row.run_id, config.checkpoint_dir)
         make_ready = prepare_checkpoints(folder, config, from_step, accept_changes)
         self._home.prepare()

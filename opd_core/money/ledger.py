@@ -75,7 +75,9 @@ class Ledger:
 
         Raises:
             StateError: the run has no budget, or a higher one.
+            LedgerDamagedError: as `rebuild_check`.
         """
+        self.rebuild_check()
         with self._database.write() as connection:
             limit = postings.limit_of(connection, run_id)
             if limit is None or new_limit_pico < limit:
@@ -144,7 +146,7 @@ class Ledger:
     def settle(self, call_id: str, actual_pico: int, usage_json: str, request_id: str | None, body: str | None) -> None:
         """Close a call at its computed cost and, in the same transaction, store its reply for good.
 
-        A cost above the reservation is recorded as it is and freezes the run and the month.
+        A cost above the reservation is recorded as it is and freezes the run, the month and those that came after it.
 
         Args:
             body: the reply to keep in the response cache; None charges the call and keeps nothing.
@@ -157,6 +159,8 @@ class Ledger:
             postings.close_call(
                 connection, call_id, "settled", now, actual_pico=actual_pico, usage=usage_json, request_id=request_id
             )
+            if postings.is_overrun(connection, call_id):
+                postings.freeze(connection, call_id, now, f"call {call_id} cost more than was reserved for it")
             if body is not None:
                 connection.execute(
                     "INSERT INTO responses SELECT request_key, call_id, ?, ?, ? FROM calls WHERE call_id = ?",
@@ -184,15 +188,16 @@ class Ledger:
         with self._database.write() as connection:
             postings.close_call(connection, call_id, "forfeited", self._now(), reason=reason)
             if freeze:
-                for scope in postings.scopes_of(connection, call_id):
-                    postings.change_budget(connection, scope, self._now(), reason, f"call {call_id}", frozen=True)
+                postings.freeze(connection, call_id, self._now(), reason)
 
     def adjust(self, call_id: str, delta_pico: int, why: str, by_whom: str) -> None:
         """A person's correction of a closed call, such as a forfeited one that the provider's bill does not show.
 
         Raises:
             StateError: the call is open or unknown, or would cost less than nothing, or a word is missing.
+            LedgerDamagedError: as `rebuild_check`.
         """
+        self.rebuild_check()
         with self._database.write() as connection:
             postings.append_adjustment(connection, call_id, self._now(), delta_pico, why, by_whom)
 
@@ -207,7 +212,9 @@ class Ledger:
 
         Raises:
             StateError: it is not frozen.
+            LedgerDamagedError: as `rebuild_check`.
         """
+        self.rebuild_check()
         with self._database.write() as connection:
             frozen = [scope] if postings.is_frozen(connection, scope) else []
             if not frozen:

@@ -27,14 +27,18 @@ Read = Callable[[str, Sequence[SqlValue]], list[sqlite3.Row]]
 
 def heed_setting(connection: sqlite3.Connection, month: str, setting_pico: int, at: str) -> None:
     """Begin a month at a process's setting, or lower it to that; inside the transaction of its reservation."""
-    limit, lowest = limit_of(connection, month), _lowest_setting(reader(connection), month)
+    read = reader(connection)
+    limit, lowest = limit_of(connection, month), _lowest_setting(read, month)
     if limit is None:
         # a freeze does not end with its month: a person has still to look
         earlier = frozen_months(connection)
         why = f"still frozen since {earlier[-1]}" if earlier else SETTING
         change_budget(connection, month, at, why, BY_SETTING, limit_pico=setting_pico, frozen=bool(earlier))
     elif lowest is None or setting_pico < lowest:
-        change_budget(connection, month, at, SETTING, BY_SETTING, limit_pico=min(limit, setting_pico))
+        lower = _last_word(read, month)
+        change_budget(connection, month, at, SETTING, BY_SETTING, limit_pico=setting_pico)
+        if limit < setting_pico:  # a person's word; the setting is noted all the same, and overruled if that is raised
+            change_budget(connection, month, lower["at"], lower["why"], lower["by_whom"], limit_pico=limit)
 
 
 def month_totals(database: Database, month: str, setting_pico: int) -> Totals:
@@ -58,15 +62,10 @@ class Rule(NamedTuple):
 def who_rules(read: Read, month: str, setting_pico: int | None = None) -> Rule:
     """Who decided a month's limit; with a setting, as the next call of its process finds it."""
     lowest = _lowest_setting(read, month)
-    if setting_pico is not None and (lowest is None or setting_pico < lowest):
+    last = None if lowest is None else _last_word(read, month)
+    if lowest is None or last is None or (setting_pico is not None and setting_pico < min(lowest, last["limit_pico"])):
         return Rule(f"by {SETTING} of this server", f"with {SETTING}, where this server has it from")
     way_up = f"in a terminal with: {RAISE_COMMAND}"
-    last = read(
-        "SELECT at, why, by_whom FROM budget_changes AS c WHERE scope = ?1 AND limit_pico IS NOT "
-        "(SELECT limit_pico FROM budget_changes WHERE scope = ?1 AND number < c.number ORDER BY number DESC LIMIT 1) "
-        "ORDER BY number DESC LIMIT 1",
-        (month,),
-    )[0]
     if last["by_whom"] == BY_SETTING:
         return Rule(f"by the lowest {SETTING} of all that spent this month", way_up)
     return Rule(f"by {clean_text(last['by_whom'], 40)} on {last['at'][:10]}: {clean_text(last['why'], 120)}", way_up)
@@ -75,6 +74,16 @@ def who_rules(read: Read, month: str, setting_pico: int | None = None) -> Rule:
 def reader(connection: sqlite3.Connection) -> Read:
     """How a transaction reads."""
     return lambda sql, parameters: connection.execute(sql, parameters).fetchall()
+
+
+def _last_word(read: Read, month: str) -> sqlite3.Row:
+    """The change that made a month's limit what it is."""
+    return read(
+        "SELECT at, limit_pico, why, by_whom FROM budget_changes AS c WHERE scope = ?1 AND limit_pico IS NOT "
+        "(SELECT limit_pico FROM budget_changes WHERE scope = ?1 AND number < c.number ORDER BY number DESC LIMIT 1) "
+        "ORDER BY number DESC LIMIT 1",
+        (month,),
+    )[0]
 
 
 def _lowest_setting(read: Read, month: str) -> int | None:

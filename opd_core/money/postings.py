@@ -64,10 +64,26 @@ def close_call(connection: sqlite3.Connection, call_id: str, state: str, closed_
         )
 
 
-def scopes_of(connection: sqlite3.Connection, call_id: str) -> tuple[str, str]:
-    """The run and the month that a call is charged to."""
-    found = connection.execute("SELECT run_id, month FROM calls WHERE call_id = ?", (call_id,)).fetchone()
-    return found["run_id"], found["month"]
+def is_overrun(connection: sqlite3.Connection, call_id: str) -> bool:
+    """Whether a closed call cost more than was reserved for it."""
+    sql = "SELECT 1 FROM calls WHERE call_id = ? AND actual_pico > reserved_pico"
+    return connection.execute(sql, (call_id,)).fetchone() is not None
+
+
+def freeze(connection: sqlite3.Connection, call_id: str, at: str, why: str) -> None:
+    """Freeze what a call is charged to, as far as it is not yet: its run, its month, and every month begun since then.
+
+    The install has one bill, and a batch that is settled late tells of a wrong price when its month is over. A month
+    that begins after this begins frozen: see `months.heed_setting`.
+    """
+    month_now = f"month:{at[:7]}"  # an earlier one than the call's, when the clock went back
+    unfrozen = connection.execute(
+        "SELECT scope FROM calls JOIN budgets ON scope = run_id OR (scope LIKE 'month:%' AND scope >= MIN(month, ?)) "
+        "WHERE call_id = ? AND NOT frozen",
+        (month_now, call_id),
+    ).fetchall()
+    for record in unfrozen:
+        change_budget(connection, record["scope"], at, why, f"call {call_id}", frozen=True)
 
 
 def note_batch(connection: sqlite3.Connection, call_id: str, batch_id: str) -> None:

@@ -288,7 +288,16 @@ def m002_money(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (m001_initial, m002_money)
+def m003_feed(connection: sqlite3.Connection) -> None:
+    """Events tell where their run stood, and metrics lines are events too: one sequence for whoever follows live."""
+    for statement in (
+        "ALTER TABLE events ADD COLUMN figures TEXT CHECK (figures IS NULL OR json_valid(figures))",
+        "CREATE INDEX events_metrics ON events (run_id, sequence) WHERE kind = 'metrics'",
+    ):
+        connection.execute(statement)
+
+
+MIGRATIONS: tuple[Migration, ...] = (m001_initial, m002_money, m003_feed)
 
 
 def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:

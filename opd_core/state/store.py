@@ -17,7 +17,7 @@ from opd_core.errors import RunNotFoundError, StateError
 from opd_core.paths import iso_utc
 from opd_core.seams import REAL, Seams
 from opd_core.state.database import Database, SqlValue
-from opd_core.state.events import Event, EventKind, add_event, read_events
+from opd_core.state.events import Event, EventKind, add_event, add_metrics_event, read_events
 from opd_core.state.jsonl import dump_line
 from opd_core.state.metrics import MAX_POINTS, Series, append_point, cut_points, read_points
 from opd_core.state.rows import SELECT_RUNS, Line, RunRow, to_row
@@ -252,14 +252,17 @@ class RunStore:
     def append_metrics(
         self, run_id: str, epoch: int, series: Series, line: Mapping[str, Any], **columns: SqlValue
     ) -> RunRow:
-        """A worker's metrics line (it has "step") into its series, and `columns` into the row, in one transaction.
+        """A worker's metrics line (it has "step") into series and events, `columns` into the row, in one transaction.
 
         Raises:
             StaleWorkerError: the worker's epoch has passed.
         """
         with self._database.write() as connection:
             append_point(connection, run_id, series, line)
-            return write_fenced(connection, run_id, epoch, columns, self._now())
+            now = self._now()
+            row = write_fenced(connection, run_id, epoch, columns, now)
+            add_metrics_event(connection, run_id, series, line, now)
+            return row
 
     def cut_metrics(
         self, run_id: str, epoch: int, series: Series, last_line: Mapping[str, Any] | None, **columns: SqlValue
@@ -280,7 +283,7 @@ class RunStore:
         return read_points(self._database, run_id, series, since_step, points)
 
     def events(self, run_id: str | None = None, after: int = 0, limit: int = 100) -> builtins.list[Event]:
-        """Up to `limit` events after sequence number `after`, oldest first."""
+        """Up to `limit` events other than metrics after sequence number `after`, oldest first."""
         return read_events(self._database, run_id, after, limit)
 
     def add_event(self, run_id: str, kind: EventKind, message: str) -> None:

@@ -13,7 +13,13 @@ import httpx2
 
 from opd_core.errors import TeacherUnavailableError
 from opd_core.teachers.replies import BadReplyError, decode
-from opd_core.teachers.retrying import LONGEST_WAIT_SECONDS, CallFailed, explain, with_retries
+from opd_core.teachers.retrying import (
+    LONGEST_WAIT_SECONDS,
+    TRY_AGAIN_SECONDS,
+    CallFailed,
+    explain,
+    with_retries,
+)
 from opd_core.teachers.transport import ApiKey
 from opd_core.teachers.waiting import Seams, Waits
 
@@ -21,6 +27,9 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 30.0
 PAGE_SIZE = 100
+SECONDS_PER_RESULT = 0.2  # what reading the results of a large batch may take longer
+READ_PAUSES_SECONDS = (30.0, 90.0, 180.0, 300.0)
+"""After results that came with status 200 and are not all readable: a gateway's page, or a body that lost its end."""
 _BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 T = TypeVar("T")
 JsonObject = dict[str, Any]
@@ -46,7 +55,7 @@ class BatchClient:
 
         async def send() -> str:
             self._waits.check_stop()
-            found = batch_id_of(await self._json(lambda: self._batches.create(requests=batch)))
+            found = self.id_of(await self._json(lambda: self._batches.create(requests=batch)))
             if found is None:
                 raise CallFailed("The teacher's server sent a batch without a usable id", "forfeited", "uncertain")
             return found
@@ -80,37 +89,50 @@ class BatchClient:
                     return
         raise TeacherUnavailableError(reason, wake_in_seconds=LONGEST_WAIT_SECONDS)
 
-    async def results(self, batch_id: str) -> dict[str, JsonObject]:
-        """The readable results of an ended batch, by custom id."""
+    async def results(
+        self, batch_id: str, size: int, is_answer: Callable[[dict[str, JsonObject]], bool]
+    ) -> dict[str, JsonObject]:
+        """The readable results of an ended batch of `size` requests, by custom id.
+
+        They are read again, in the end after ten minutes, until `is_answer` is content; then they are what they are.
+        """
         path = f"/v1/messages/batches/{batch_id}/results"
+        deadline = self._timeout_seconds + SECONDS_PER_RESULT * size
 
         async def read() -> httpx2.Response:
-            return await self._guarded(lambda: self._client.get(path, cast_to=httpx2.Response))
+            return await self._guarded(lambda: self._client.get(path, cast_to=httpx2.Response), deadline)
 
-        results: dict[str, JsonObject] = {}
-        for line in (await self._look(read)).text.splitlines():
-            try:
-                entry = decode(line)
-                results[entry["custom_id"]] = dict(entry["result"])
-            except (BadReplyError, KeyError, TypeError, ValueError):
-                log.warning("A line in the results of batch %s cannot be read.", batch_id)
+        results = _readable((await self._look(read)).text)
+        if is_answer(results):
+            return results
+        reason = "Waiting for the teacher: the results of a batch have come and cannot be read."
+        log.warning("Results of batch %s cannot be read.", batch_id)
+        with self._waits.visible(reason, sum(READ_PAUSES_SECONDS)):
+            for seconds in READ_PAUSES_SECONDS:
+                await self._waits.pause(seconds, reason)
+                results |= _readable((await self._look(read)).text)
+                if is_answer(results):
+                    break
         return results
+
+    def id_of(self, batch: object) -> str | None:
+        """The id in what describes a batch, if it can be part of an address and is not our key sent back."""
+        found = batch.get("id") if isinstance(batch, dict) else None
+        is_id = isinstance(found, str) and _BATCH_ID.fullmatch(found) and self._key.redact(found) == found
+        return found if is_id else None
 
     @property
     def _batches(self) -> Any:
         return self._client.messages.batches.with_raw_response
 
     async def _look(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await with_retries(attempt, self._waits, self._seams, uncertain_attempts=3)
-        except CallFailed as failure:
-            if failure.kind != "uncertain":
-                raise
-            said = f"status {failure.status}" if failure.status else "no whole answer"
-            # nothing was lost by it: worth coming back for, unlike a paid call
-            raise CallFailed(
-                f"The teacher's server did not say how a batch stands ({said}).", "released", "unreachable"
-            ) from None
+        async def once() -> T:
+            try:
+                return await attempt()
+            except CallFailed as failure:
+                raise _of_a_look(failure) from None
+
+        return await with_retries(once, self._waits, self._seams, uncertain_attempts=3)
 
     async def _json(self, send: Callable[[], Awaitable[Any]]) -> JsonObject:
         raw = await self._guarded(send)
@@ -122,15 +144,34 @@ class BatchClient:
             raise CallFailed("The teacher's server sent something else than an object", "forfeited", "uncertain")
         return found
 
-    async def _guarded(self, send: Callable[[], Awaitable[T]]) -> T:
+    async def _guarded(self, send: Callable[[], Awaitable[T]], deadline_seconds: float | None = None) -> T:
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(deadline_seconds or self._timeout_seconds):
                 return await send()
         except Exception as error:
             raise explain(error, self._seams.now(), self._key) from None
 
 
-def batch_id_of(batch: object) -> str | None:
-    """The id in what describes a batch, if it can be part of an address."""
-    found = batch.get("id") if isinstance(batch, dict) else None
-    return found if isinstance(found, str) and _BATCH_ID.fullmatch(found) else None
+def _readable(text: str) -> dict[str, JsonObject]:
+    results: dict[str, JsonObject] = {}
+    for line in text.split("\n"):  # and nowhere else: JSON may hold the other characters that end a line
+        try:
+            entry = decode(line)
+            results[entry["custom_id"]] = dict(entry["result"])
+        except (BadReplyError, KeyError, TypeError, ValueError):
+            continue
+    return results
+
+
+def _of_a_look(failure: CallFailed) -> CallFailed:
+    """What a failure means when nothing was at stake: nothing is known, and it is worth coming back for."""
+    never_sent = failure.outcome == "released" and failure.status is None
+    if failure.kind == "busy" or failure.status == 401 or never_sent:
+        return failure
+    said = f"status {failure.status}" if failure.status else "no whole answer"
+    return CallFailed(
+        f"The teacher's server did not say how a batch stands ({said}).",
+        *("released", "uncertain"),
+        wake_in_seconds=TRY_AGAIN_SECONDS,
+        status=failure.status,
+    )

@@ -3,8 +3,8 @@
 The ledger is the memory. Each request is reserved first, as a batch call, and its call id is its `custom_id`; then it
 is noted that the sending begins; then the batch is sent; then its id is noted with the calls. A worker that died in
 between left open batch calls. Those whose sending never began are released; with a batch id they are waited for; the
-others are looked for at the provider. Whoever wants one of the same replies does that on the dead worker's behalf: the
-money stays with the run that reserved it, the replies go to the cache that all runs share.
+others are looked for at the provider and, if not found, charged in full. Whoever wants one of the same replies does
+that on the dead worker's behalf: the money stays with the run that reserved it, the replies go to the cache.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from opd_core.errors import (
     OPDError,
     TeacherRefusedError,
     TeacherStoppedError,
+    TeacherUnavailableError,
 )
 from opd_core.message_params import body_bytes
 from opd_core.money.totals import OpenCall
@@ -54,7 +55,6 @@ class Batcher:
     ) -> None:
         self._client, self._key, self._cashier, self._ledger = client, key, cashier, cashier.ledger
         self._waits, self._seams, self._hold_owner = waits, seams, hold_owner
-        self._sent: set[str] = set()
 
     async def fetch(self, requests: Sequence[Request]) -> dict[str, Answer]:
         """Answers by request key; none for a request that the provider did not carry out.
@@ -86,14 +86,9 @@ class Batcher:
         answers = await self._finish(by_key)
         waiting = [request for key, request in by_key.items() if key not in answers]
         while waiting:
-            missing = []
-            for request in waiting:
-                found = self._cashier.cached(request)
-                if found is None:
-                    missing.append(request)
-                else:
-                    answers[request.key] = found
-            held, waiting = self._reserve_what_fits(missing)
+            found = {each.key: answer for each in waiting if (answer := self._cashier.cached(each)) is not None}
+            answers |= found
+            held, waiting = self._reserve_what_fits([each for each in waiting if each.key not in found])
             if held:
                 await self._submit(held)
                 answers.update(await self._finish(by_key))
@@ -131,7 +126,6 @@ class Batcher:
         ]
         call_ids = [reservation.call_id for _, reservation in held]
         self._ledger.note_submission(call_ids)
-        self._sent.update(call_ids)
         try:
             # a failure after which it is tried again cost nothing, so the same reservations serve
             batch_id = await self._client.create(entries)
@@ -156,31 +150,39 @@ class Batcher:
         calls = self._ledger.open_batch_calls()
         runs = {call.run_id for call in calls if call.request_key in by_key or (has_time and call.run_id == own)}
         answers: dict[str, Answer] = {}
+        stuck: TeacherUnavailableError | None = None
         for run_id in sorted(runs):
-            with self._held([call for call in calls if call.run_id == run_id]) as found:
-                self._release([call.call_id for call in found if not call.was_submitted], "it was never sent")
-            submitted = [call for call in found if call.was_submitted]
-            await self._place([call for call in submitted if call.batch_id is None])
-            answers.update(await self._settle_run(run_id, by_key) if submitted else {})
+            try:
+                answers.update(await self._finish_run([call for call in calls if call.run_id == run_id], by_key))
+            except CallFailed as failure:
+                wake = failure.as_unavailable().wake_in_seconds
+                if run_id == own or wake is None:
+                    raise
+                reason = f"A batch that run {run_id} left behind has a reply that is needed here too. {failure}"
+                stuck = TeacherUnavailableError(reason, wake_in_seconds=wake)
+        if stuck is not None:
+            raise stuck
         return answers
 
+    async def _finish_run(self, calls: Sequence[OpenCall], by_key: ByKey) -> dict[str, Answer]:
+        with self._held(calls) as found:
+            self._release([call.call_id for call in found if not call.was_submitted], "it was never sent")
+        submitted = [call for call in found if call.was_submitted]
+        await self._place([call for call in submitted if call.batch_id is None])
+        return await self._settle_run(calls[0].run_id, by_key) if submitted else {}
+
     async def _place(self, calls: Sequence[OpenCall]) -> None:
-        """Find out in which batch the calls of one submission are. What cannot be known is charged in full."""
+        """Find out in which batch the calls of one submission are. What is not found is charged in full."""
         if not calls:
             return
-        taken = {call.batch_id for call in self._ledger.open_batch_calls() if call.batch_id is not None}
-        found = await BatchSearch(self._client, self._waits, self._seams.now, calls, taken).run()
+        taken = {call.batch_id for call in self._ledger.open_batch_calls() if call.batch_id}
+        batch_id = await BatchSearch(self._client, self._waits, calls, taken).run()
         with self._held(calls) as still_open:
             unplaced = [call for call in still_open if call.batch_id is None]
-            call_ids = [call.call_id for call in unplaced]
-            if found.batch_id is not None:
-                self._ledger.set_batch_id(call_ids, found.batch_id)
-            # another process may have sent it with the key of another workspace, whose list is another
-            elif found.is_certain and self._sent.issuperset(call_ids):
-                self._release(call_ids, "no batch at the provider holds it: it never arrived")
-            else:
-                for call in unplaced:
-                    self._give_up(call, "It is not known whether a batch at the provider holds it")
+            if batch_id is not None:
+                self._ledger.set_batch_id([call.call_id for call in unplaced], batch_id)
+            for call in unplaced if batch_id is None else ():
+                self._give_up(call, "It is not known whether a batch at the provider holds it")
 
     async def _settle_run(self, run_id: str, by_key: ByKey) -> dict[str, Answer]:
         calls = [call for call in self._ledger.open_batch_calls() if call.run_id == run_id]
@@ -189,7 +191,8 @@ class Batcher:
             members = [call for call in calls if call.batch_id == batch_id]
             try:
                 await self._client.wait_for(batch_id, len(members))
-                results = await self._client.results(batch_id)
+                is_whole = {call.call_id for call in members}.issubset
+                results = await self._client.results(batch_id, len(members), is_whole)
             except CallFailed as failure:
                 if failure.status != 404:
                     raise
@@ -212,11 +215,13 @@ class Batcher:
                 continue
             answer = Answer()
             if result.get("type") != "succeeded":
-                self._give_up(call, "The batch has no result for it")
+                self._give_up(call, "The batch has no readable result for it")
             else:
                 body = json.dumps(result.get("message"))
                 try:
-                    answer, _ = cashier.settle(_reservation(call), request if is_own else None, body, batch_id=batch_id)
+                    answer, _ = cashier.settle(
+                        Reservation.of(call), request if is_own else None, body, batch_id=batch_id
+                    )
                 except TeacherRefusedError as error:
                     # the others are paid for: they are kept first
                     refused = error if is_own or request is not None else refused
@@ -239,13 +244,8 @@ class Batcher:
         return self._cashier if call.run_id == self._cashier.run_id else self._cashier.on_behalf(call.run_id)
 
     def _give_up(self, call: OpenCall, reason: str) -> None:
-        self._cashier_of(call).fail(_reservation(call), CallFailed(reason, "forfeited", "final"))
+        self._cashier_of(call).fail(Reservation.of(call), CallFailed(reason, "forfeited", "final"))
 
     def _release(self, call_ids: Sequence[str], reason: str) -> None:
         for call_id in call_ids:
             self._ledger.release(call_id, reason)
-
-
-def _reservation(call: OpenCall) -> Reservation:
-    """As it was made: a reply is priced by the day on which its price was reserved."""
-    return Reservation(call.call_id, call.request_key, call.model, call.reserved_pico, call.opened_at.date())

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from opd_core.money.totals import OpenCall
+
 
 @dataclass(frozen=True)
 class Request:
@@ -40,6 +42,11 @@ class Reservation:
     model: str
     amount_pico: int
     day: date
+
+    @classmethod
+    def of(cls, call: OpenCall) -> Reservation:
+        """As it was made: a reply is priced by the day on which its price was reserved."""
+        return cls(call.call_id, call.request_key, call.model, call.reserved_pico, call.opened_at.date())
 
 
 @dataclass(frozen=True)

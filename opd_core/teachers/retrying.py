@@ -154,7 +154,8 @@ def _meaning(status: int, code: str | None, said: str, now: datetime) -> tuple[s
     if status in (408, 409):
         return "The teacher's server gave the request up; the call is charged in full", "final", None
     advice = {
-        401: "The API key is not accepted. Set ANTHROPIC_API_KEY to a valid one and resume the run",
+        401: "The API key is not accepted. Put a valid ANTHROPIC_API_KEY where it is set (the server's environment, "
+        "which wins, or OPD_HOME/.env) and resume the run",
         402: "The account cannot pay. Settle that in the provider's console and resume the run",
         403: "The API key may not use this model. Give it the right or choose another teacher_model_id",
         404: "The teacher model does not exist or is retired. Choose another teacher_model_id",

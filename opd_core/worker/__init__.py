@@ -44,8 +44,6 @@ from opd_core.worker.jobs import JOBS, WORKER_BUSY_SECONDS, Job, JobContext, Job
 from opd_core.worker.out_of_memory import out_of_memory_message
 
 WAIT_SLICE_SECONDS = 0.25
-NICENESS = 10
-"""Lower than everybody's, so that a server answers at once and the person's own programs stay quick."""
 
 
 def main(
@@ -60,8 +58,6 @@ def main(
         command: starts the worker of the next queued job.
     """
     os.umask(0o077)
-    # Not os.nice: a worker that another worker starts would be pushed further down each time.
-    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     faulthandler.enable()
     options = parse(arguments)
     run_lock, device_lock = (int(number) for number in options.locks.split(","))

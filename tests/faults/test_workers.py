@@ -22,7 +22,6 @@ from opd_core.seams import Seams
 from opd_core.state.database import Database
 from opd_core.state.store import RunStore
 from opd_core.types import LIVE_STATES
-from opd_core.worker import NICENESS
 from opd_core.worker.out_of_memory import out_of_memory_message, peak_memory_bytes
 from server.present import status_summary
 from tests.opd_core.control import little_server
@@ -333,16 +332,3 @@ def test_a_worker_killed_for_memory_is_interrupted_with_the_peak_of_its_last_ste
 def test_only_what_means_too_little_memory_is_called_so(error: Exception, is_memory: bool) -> None:
     assert (out_of_memory_message(error) is not None) is is_memory
     assert 10_000_000 < peak_memory_bytes() < 10**12
-
-
-# --- a worker never slows the server
-
-
-@linux_only
-def test_every_worker_has_a_low_priority_and_the_next_one_no_lower(shop: Workshop) -> None:
-    pids = [shop.running("a")]
-    shop.queue("b")
-    shop.orders["a"].send("finish")
-    pids.append(shop.wait("running", "b").pid or 0)
-    wanted = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
-    assert os.getpriority(os.PRIO_PROCESS, pids[1]) == wanted

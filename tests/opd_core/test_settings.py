@@ -99,6 +99,7 @@ def test_the_key_is_found_in_the_environment_first_and_is_in_no_settings(tmp_pat
     (tmp_path / ".env").write_text("export ANTHROPIC_API_KEY='sk-from-file'\n")
     assert find_api_key(home, {}) == "sk-from-file"
     assert find_api_key(home, {"ANTHROPIC_API_KEY": "sk-from-environment"}) == "sk-from-environment"
+    assert find_api_key(home, {"ANTHROPIC_API_KEY": "${user_config.api_key}"}) == "sk-from-file"
     settings = read_settings({"OPD_HOME": str(tmp_path), "ANTHROPIC_API_KEY": "sk-from-environment"})
     assert settings.problems == () and "sk-" not in repr(settings)
 

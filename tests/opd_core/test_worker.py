@@ -313,3 +313,12 @@ def test_a_teacher_that_only_a_person_can_bring_back_fails_the_job(home: HomePat
     with pytest.raises(TeacherUnavailableError, match="not accepted"):
         unusable = waiting_for(job, TeacherUnavailableError("The key is not accepted."))
         worker._work(job, working(unusable), cast(Any, Machine()))
+
+
+def test_a_worker_steps_back_by_the_same_amount_whoever_starts_it() -> None:
+    script = (
+        "import os; from opd_core.worker.__main__ import step_back; step_back(); step_back();"
+        "print(os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    found = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert int(found.stdout) == max(10, os.getpriority(os.PRIO_PROCESS, 0))

@@ -12,17 +12,25 @@ from mcp.client import Client
 from mcp_types import CallToolResult
 
 from opd_core.config import RunConfig
+from opd_core.control.diagnosis import diagnose
 from opd_core.control.estimate import Estimate
+from opd_core.control.evidence import RunEvidence
+from opd_core.control.log_reading import LogPart
 from opd_core.control.models import LocalModels
+from opd_core.control.prompt_inspection import PromptInspection, inspect_prompts
+from opd_core.control.report import WrittenFile, WrittenReport
+from opd_core.control.sessions import Session, sessions_of
 from opd_core.control.setup_check import SetupReport
 from opd_core.errors import RunNotFoundError
 from opd_core.paths import HomePaths
+from opd_core.roots import Roots
 from opd_core.state.metrics import Series
 from opd_core.state.rows import RunRow
 from opd_core.types import RunState
 from server.app import server_for
 from server.arguments import CompareArguments
 from server.settings import Problem
+from server.study_arguments import InspectArguments, LogArguments
 from tests.server.records import make_estimate, make_report
 
 Era = Literal["auto", "legacy"]
@@ -35,6 +43,7 @@ class FakeUseCases:
 
     rows: list[RunRow] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
+    written: list[dict[str, Any]] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
     report: SetupReport = field(default_factory=make_report)
     models: LocalModels = field(default_factory=lambda: LocalModels((), ()))
@@ -44,6 +53,9 @@ class FakeUseCases:
     probe: dict[str, Any] = field(default_factory=dict)
     estimated: Estimate = field(default_factory=make_estimate)
     home: HomePaths = field(default_factory=lambda: HomePaths(Path("/nowhere/opd")))
+    log: LogPart = LogPart(0, 0, (), (), None)  # noqa: RUF009 - frozen
+    evals: list[dict[str, Any]] = field(default_factory=list)
+    report_markdown: str = "# Distillation run opd_1\n"
     asked: list[tuple[Any, ...]] = field(default_factory=list)
 
     def _note(self, *call: Any) -> None:
@@ -78,13 +90,21 @@ class FakeUseCases:
 
     def metrics(self, run_id: str, series: Series, since_step: int | None, points: int) -> Sequence[dict[str, Any]]:
         self._note("metrics", run_id, series, since_step, points)
-        return self.lines
+        return self.lines if series == "train" or not self.evals else self.evals
+
+    def rollouts(self, run_id: str, count: int) -> Sequence[dict[str, Any]]:
+        self._note("rollouts", run_id, count)
+        return self.written[-count:]
 
     def list(
         self, session_id: str | None, state: RunState | None, limit: int, cursor: str | None
     ) -> tuple[Sequence[RunRow], str | None]:
         self._note("list", session_id, state, limit, cursor)
         return self.rows, self.next_cursor
+
+    def sessions(self, rows: Sequence[RunRow]) -> Sequence[Session]:
+        self._note("sessions", [row.run_id for row in rows])
+        return sessions_of(rows, self.home, Roots(()))
 
     def stop(self, run_id: str | None, timeout_seconds: float) -> RunRow:
         self._note("stop", run_id, timeout_seconds)
@@ -117,6 +137,35 @@ class FakeUseCases:
     def comparison_result(self, job_id: str) -> dict[str, Any]:
         self._note("comparison_result", job_id)
         return self.result
+
+    def inspect_prompts(self, arguments: InspectArguments) -> PromptInspection:
+        self._note("inspect_prompts", arguments)
+        given = (arguments.prompts_path, arguments.validation_prompts_path)
+        return inspect_prompts(
+            [Path(path) for path in given if path is not None],
+            seed=arguments.seed,
+            eval_max_samples=arguments.eval_max_samples,
+            rollout_max_tokens=arguments.rollout_max_tokens,
+            samples=arguments.samples,
+        )
+
+    def read_log(self, run_id: str, arguments: LogArguments) -> LogPart:
+        self._note("read_log", run_id, arguments)
+        return self.log
+
+    def evidence(self, run_id: str | None) -> RunEvidence:
+        self._note("evidence", run_id)
+        return RunEvidence(self._row(), self.lines, self.evals)
+
+    def export_report(self, evidence: RunEvidence) -> WrittenReport:
+        self._note("export_report", evidence.row.run_id)
+        name = f"/nowhere/opd/reports/{evidence.row.run_id}"
+        html, markdown = (WrittenFile(Path(name + end), 10_000, "ab" * 32) for end in (".html", ".md"))
+        return WrittenReport(html, markdown, ("Curves",), diagnose(evidence))
+
+    def report_text(self, run_id: str) -> str:
+        self._note("report_text", run_id)
+        return self.report_markdown
 
 
 Progress = Callable[[float, float | None, str | None], Any]

@@ -9,7 +9,10 @@ import pytest
 from opd_core import __version__
 from server.cli import main
 
-COMMANDS = ("serve", "demo", "run", "status", "doctor", "ledger", "adjust", "set-month", "unfreeze", "import-gguf")
+COMMANDS = (
+    *("serve", "demo", "run", "status", "report", "doctor", "install", "ledger", "adjust", "set-month", "unfreeze"),
+    "import-gguf",
+)
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda words: " ".join(words) or "opd")
@@ -37,6 +40,13 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     output = capsys.readouterr()
     assert output.out == "" and output.err.count("\n") == 1
     return output.err
+
+
+@pytest.mark.parametrize("options", [["--port", "9000"], ["--allow-remote"], ["--allow-host", "opd.example.org"]])
+def test_options_of_the_http_door_are_refused_without_it(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "need --http" in refused(["serve", *options], capsys)
 
 
 def test_status_without_a_run_is_one_sentence(

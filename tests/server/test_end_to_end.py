@@ -118,6 +118,13 @@ def test_the_main_job_from_setup_to_comparison(house: Path) -> None:
         assert compared["status"] == "completed", compared
         assert [row["name"] for row in compared["rows"]] == ["base", "distilled"]
         assert data_of(await client.call_tool("estimate_cost", configuration(house)))["basis"] == "measured"
+        assert data_of(await client.call_tool("diagnose_run", {}))["run_id"] == started["run_id"]
+        assert "completed: " in data_of(await client.call_tool("read_log", {}))["lines"][-1]["text"]
+        plot = await client.call_tool("plot_metrics", {})
+        assert [block.type for block in plot.content] == ["image", "text"]
+        report = data_of(await client.call_tool("export_report", {}))
+        page = Path(report["html_path"]).read_text(encoding="utf-8")
+        assert compared["summary"][:30] in page and "as the best checkpoint" in page
 
     tell(house, story)
 

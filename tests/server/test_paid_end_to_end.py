@@ -173,7 +173,7 @@ def test_a_client_that_drops_a_call_changes_nothing_and_its_repetition_starts_no
     async def go() -> None:
         try:
             with anyio.fail_after(90):
-                await dropped(server, "probe_teacher", {**question, **WAIT}, arrived)
+                await dropped(server, "probe_teacher", {**question, "timeout_seconds": 50}, arrived)
         finally:
             hold.set()
         with anyio.fail_after(90):

@@ -100,7 +100,7 @@ def test_metrics_of_a_run_that_has_none_yet_say_so() -> None:
 def test_list_of_runs_passes_filters_on_and_says_how_to_get_the_rest() -> None:
     cases = FakeUseCases(rows=[make_row(), completed(run_id="opd_2")], next_cursor="7")
     result = call(cases, "list_runs", {"limit": 2, "state": "running", "cursor": "9"})
-    assert cases.asked == [("list", None, "running", 2, "9")]
+    assert cases.asked[0] == ("list", None, "running", 2, "9")
     data = data_of(result)
     assert [run["run_id"] for run in data["runs"]] == ["opd_1", "opd_2"]
     assert data["next_cursor"] == "7" and "cursor 7" in data["summary"] and "opd_2" in text_of(result)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
+from opd_core.config import parse_config
+from opd_core.errors import ConfirmationNeededError
 from opd_core.state.rows import RunRow
 from server.present import run_status
-from server.terminal import RunView, follow, print_run
-from tests.server.records import BASELINE, BEST, completed, make_row
+from server.terminal import RunView, follow, print_run, start
+from tests.server.records import BASELINE, BEST, CONFIG, completed, make_row
+from tests.server.test_confirm import QUESTION, Costly
 
 
 def shown(rows: list[RunRow], is_terminal: bool = False) -> str:
@@ -59,3 +63,32 @@ def test_text_of_a_run_is_not_read_as_markup() -> None:
     row = make_row(state="failed", error_message="[bold]no[/bold] memory")
     print_run(run_status(row), RunView(Console(file=output, width=200)))
     assert "[bold]no[/bold] memory" in output.getvalue()
+
+
+@pytest.mark.parametrize(("typed", "started"), [("y", True), ("YES", True), ("", False), ("n", False)])
+def test_a_person_at_a_terminal_is_asked_before_a_costly_run(
+    typed: str, started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, output = Costly(), io.StringIO()
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return typed
+
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{typed}\n"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", answer)
+    row = start(cases, parse_config(CONFIG), RunView(Console(file=output, width=200)))
+    assert QUESTION in output.getvalue() and asked == ["Start it? [y/N] "]
+    assert (row is not None, cases.started) == (started, [True] if started else [])
+
+
+def test_without_a_terminal_a_costly_run_is_refused_unless_its_file_says_confirmed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cases, view = Costly(), RunView(Console(file=io.StringIO()))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(ConfirmationNeededError, match="confirmed true"):
+        start(cases, parse_config(CONFIG), view)
+    assert start(cases, parse_config({**CONFIG, "confirmed": True}), view) is not None

@@ -9,6 +9,7 @@ import pytest
 
 from opd_core.control.machine import Memory, _linux_memory, parse_vm_stat
 from opd_core.control.models import list_models
+from opd_core.paths import HomePaths
 from opd_core.roots import Roots
 from tests.model_folders import World, edit_json, make_adapter, make_model
 
@@ -42,6 +43,35 @@ def test_adapters_in_a_folder_a_person_named_are_listed_too(world: World, tmp_pa
     make_adapter(tmp_path / "elsewhere" / "opd_3")
     roots = Roots.of(world.home.home, outputs=[tmp_path / "elsewhere"])
     assert [adapter.name for adapter in list_models(world.home, roots).adapters] == ["opd_3"]
+
+
+def test_adapters_below_configured_roots_are_listed_once_with_base_rank_and_date(world: World, tmp_path: Path) -> None:
+    tuned = make_adapter(tmp_path / "tunes" / "a" / "mine", rank=8, model=str(world.base))
+    os.utime(tuned / "adapters.safetensors", (1, 1))
+    run = make_adapter(world.home.checkpoints("opd_1"))
+    adapters = list_models(world.home, world.roots, [tmp_path / "tunes", world.home.home]).adapters
+    assert [(adapter.path, adapter.rank, adapter.base_model) for adapter in adapters] == [
+        (run, 4, None),
+        (tuned, 8, str(world.base)),
+    ]
+    assert adapters[1].modified_at == "1970-01-01T00:00:01Z"
+
+
+def test_an_adapter_that_two_paths_lead_to_is_listed_once(world: World, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(world.home.home)
+    linked = HomePaths(tmp_path / "link")
+    run = make_adapter(linked.checkpoints("opd_1"))
+    adapters = list_models(linked, Roots.of(linked.home), [world.home.home]).adapters
+    assert [adapter.path for adapter in adapters] == [run]
+
+
+def test_when_the_time_is_over_adapters_are_listed_unchecked(world: World) -> None:
+    make_adapter(world.home.checkpoints("opd_1"), model="base")
+    ticks = iter([0.0, 0.0, 99.0])
+    (adapter,) = list_models(world.home, world.roots, clock=lambda: next(ticks)).adapters
+    assert adapter.rank == 4 and adapter.loads is None
+    (adapter,) = list_models(world.home, world.roots).adapters
+    assert adapter.loads is True
 
 
 def test_home_that_does_not_exist_has_nothing(tmp_path: Path, world: World) -> None:

@@ -19,6 +19,7 @@ from opd_core.control.supervisor import Supervisor
 from opd_core.errors import (
     BudgetFrozenError,
     ConfigError,
+    ConfirmationNeededError,
     HomeError,
     PathError,
     PromptFileError,
@@ -434,6 +435,16 @@ def test_a_comparison_reads_no_adapter_outside_the_roots(
     assert len(runs.list()[0]) == 2
 
 
+def test_a_comparison_with_a_costly_judge_needs_the_users_yes(
+    runs: Runs, compared: Callable[..., ComparisonSpec]
+) -> None:
+    judged = compared(judge=True, judge_budget_usd=9.0)
+    with pytest.raises(ConfirmationNeededError, match=r"\$9\.00"):
+        runs.start_comparison(judged)
+    assert len(runs.list()[0]) == 1
+    assert runs.start_comparison(judged, confirmed=True).kind == "comparison"
+
+
 def test_only_a_completed_comparison_has_a_result(
     runs: Runs, compared: Callable[..., ComparisonSpec], store: RunStore, home: HomePaths
 ) -> None:
@@ -462,7 +473,7 @@ def test_an_interrupted_comparison_can_be_run_again(
 
 
 def paid(**changes: Any) -> RunConfig:
-    return config(teacher_kind="claude", run_id="mine", max_budget_usd=5.0, **changes)
+    return config(teacher_kind="claude", run_id="mine", max_budget_usd=5.0, confirmed=True, **changes)
 
 
 def ledger_of(home: HomePaths) -> Ledger:
@@ -547,7 +558,7 @@ def test_a_run_cancelled_before_it_had_a_budget_resumes_with_a_larger_one(runs: 
 def test_a_probe_is_a_job_with_a_result_of_its_own(runs: Runs, store: RunStore, home: HomePaths) -> None:
     with pytest.raises(ConfigError, match="teacher_kind 'claude'"):
         runs.start_probe(config())
-    request = config(teacher_kind="claude", max_budget_usd=5.0, client_request_id="once")
+    request = config(teacher_kind="claude", max_budget_usd=5.0, confirmed=True, client_request_id="once")
     row = runs.start_probe(request)
     assert (row.kind, row.total_steps, row.budget_usd) == ("probe", 0, 5.0) and row.run_id.startswith("prb_")
     assert runs.start_probe(request).run_id == row.run_id

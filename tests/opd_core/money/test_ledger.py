@@ -352,6 +352,35 @@ def test_a_freeze_outlives_its_month_until_a_person_has_looked(ledger: Ledger, c
     reserve(ledger, "c", 1, "other")
 
 
+def overrun(ledger: Ledger, call_id: str) -> None:
+    ledger.settle(call_id, 150, "{}", None, "reply")
+
+
+def price_unknown(ledger: Ledger, call_id: str) -> None:
+    ledger.forfeit(call_id, "no price", freeze=True)
+
+
+@pytest.mark.parametrize("late", [overrun, price_unknown])
+@pytest.mark.parametrize("days", [31, 70, -31])
+def test_a_freeze_that_comes_when_the_month_is_over_stops_the_months_that_have_begun(
+    ledger: Ledger, clock: Clock, late: Callable[[Ledger, str], None], days: int
+) -> None:
+    """Also when the clock has gone back by a month."""
+    ledger.open_budget("other", 400)
+    call_id = reserve(ledger, "a", 100)
+    clock.now += timedelta(days=days)
+    reserve(ledger, "b", 1, "other")
+    late(ledger, call_id)
+    assert ledger.month_totals().frozen
+    with pytest.raises(BudgetFrozenError, match=r"call|no price"):
+        reserve(ledger, "c", 1, "other")
+    month = f"month:{clock.now:%Y-%m}"
+    assert ledger.frozen_scopes("other") == [month]
+    assert set(ledger.unfreeze(month, "the usage page agrees", "Ada")) == {MONTH, month}
+    reserve(ledger, "c", 1, "other")
+    ledger.rebuild_check()
+
+
 def test_the_reason_of_a_freeze_is_not_hidden_by_what_came_later(ledger: Ledger, path: Path, clock: Clock) -> None:
     ledger.open_budget("other", 400)
     ledger.settle(reserve(ledger, "a", 100), 150, "{}", None, "reply")

@@ -83,7 +83,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if any(scope.startswith("month:") for scope in self.frozen):
                 self.frozen.add(month)
         elif setting < self.lowest[month]:
-            self.months[month] = self.lowest[month] = min(self.months[month], setting)
+            self.months[month], self.lowest[month] = min(self.months[month], setting), setting
         return month
 
     def teardown(self) -> None:
@@ -160,7 +160,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.calls[place] = call
         self.ledger(pick).settle(call.call_id, call.billed, "{}", "req", None)
         self.close(place, "settled", call.billed)
-        self.frozen |= {call.run_id, call.month}
+        since = min(call.month, f"month:{self.clock.now:%Y-%m}")
+        self.frozen |= {call.run_id, *(month for month in self.months if month >= since)}
 
     @rule(pick=PICK, who=PICK)
     def release(self, pick: int, who: int) -> None:

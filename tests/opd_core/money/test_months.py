@@ -86,6 +86,21 @@ def test_a_persons_word_stands_against_settings_it_overruled_and_not_against_a_n
     assert [ledger.month_totals().limit_pico for ledger in (low, high)] == [400, 400]
 
 
+def test_a_setting_above_a_person_s_limit_is_seen_all_the_same_and_overruled_with_the_others(server: Server) -> None:
+    high, seen, new = server(500), server(300), server(250)
+    reserve(high, "a", 10, "big")
+    high.set_month(200, "careful", "Ada")
+    reserve(seen, "b", 10, "big")
+    assert seen.month_totals().limit_pico == 200
+    assert seen.who_rules_the_month().whose == new.who_rules_the_month().whose == "by Ada on 2026-11-23: careful"
+    high.set_month(1000, "the deadline", "Ada")
+    reserve(seen, "c", 10, "big")
+    assert seen.month_totals().limit_pico == 1000, "its setting was known when the person spoke"
+    reserve(new, "d", 10, "big")
+    assert [each.month_totals().limit_pico for each in (high, seen, new)] == [250, 250, 250]
+    high.rebuild_check()
+
+
 def test_a_person_can_speak_before_the_first_call_of_a_month_and_lower_it_too(server: Server) -> None:
     ledger = server(500)
     assert ledger.set_month(800, "the deadline", "Ada") == 500

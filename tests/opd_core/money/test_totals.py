@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def test_the_database_itself_refuses_what_would_falsify_it(ledger: Ledger, path:
 def test_direct_tampering_is_found_before_the_next_cent(
     ledger: Ledger, path: Path, clock: Clock, tampering: str, difference: str
 ) -> None:
-    ledger.settle(reserve(ledger, "a"), 60, "{}", None, "reply")
+    call_id = reserve(ledger, "a")
+    ledger.settle(call_id, 60, "{}", None, "reply")
     reserve(ledger, "b")
     guard, _, statement = tampering.rpartition("} ")
     name = guard.removeprefix("{")
@@ -110,12 +112,20 @@ def test_direct_tampering_is_found_before_the_next_cent(
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for step in [*([f"DROP TRIGGER {name}"] if name else []), *statement.split("; ", 1), *put_back]:
             connection.execute(step)
-    fresh = Ledger(path, month_limit_pico=1500, clock=clock)
-    calls = query(path, "SELECT COUNT(*) FROM calls")
-    for use in (fresh.rebuild_check, lambda: reserve(fresh, "c"), lambda: fresh.open_budget("next", 5)):
+    rows = "SELECT (SELECT COUNT(*) FROM calls), (SELECT COUNT(*) FROM adjustments), COUNT(*) FROM budget_changes"
+    before = query(path, rows)
+    uses: tuple[Callable[[Ledger], object], ...] = (
+        lambda fresh: fresh.rebuild_check(),
+        lambda fresh: reserve(fresh, "c"),
+        lambda fresh: fresh.open_budget("next", 5),
+        lambda fresh: fresh.adjust(call_id, 1, "the bill says so", "Ada"),
+        lambda fresh: fresh.raise_limit("run", 2000),
+        lambda fresh: fresh.unfreeze("run", "seen", "Ada"),
+    )
+    for use in uses:
         with pytest.raises(LedgerDamagedError, match=rf"{difference}.*a person must"):
-            use()
-    assert query(path, "SELECT COUNT(*) FROM calls") == calls
+            use(Ledger(path, month_limit_pico=1500, clock=clock))
+    assert query(path, rows) == before
 
 
 def test_a_sound_ledger_passes_and_a_missing_one_is_not_made(ledger: Ledger, tmp_path: Path) -> None:

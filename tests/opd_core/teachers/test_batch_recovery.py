@@ -1,27 +1,24 @@
-"""Open batch calls after a broken connection or a death: found, taken over, released only if surely not sent."""
+"""Open batch calls after a broken connection or a death: found, taken over, released only if they were never sent."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from opd_core.errors import BudgetFrozenError, TeacherRefusedError, TeacherStoppedError, TeacherUnavailableError
 from opd_core.guidance import Reference
-from opd_core.money.ledger import OpenCall
 from opd_core.teachers import batches as batches_module
 from opd_core.teachers.batch_client import PAGE_SIZE, BatchClient
-from opd_core.teachers.batch_recovery import CLOCK_MARGIN, SETTLE_SECONDS, BatchSearch, Found
+from opd_core.teachers.batch_recovery import CLOCK_MARGIN, SETTLE_SECONDS
 from opd_core.teachers.retrying import CallFailed
-from opd_core.teachers.waiting import Seams, Waits
 from tests.endpoint import Endpoint, Reply, error, request_data
-from tests.opd_core.teachers.claude_kit import START, FakeTime, Kit, ask, reference
+from tests.opd_core.teachers.claude_kit import Kit, ask, reference
 from tests.opd_core.teachers.test_faults import die
 
 SOMEBODY_S = {"custom_id": "somebody's", "params": {"model": "claude-sonnet-5-5", "messages": []}}
@@ -48,6 +45,13 @@ def leave_behind(kit: Kit, *texts: str) -> str:
         kit.by_batch([ask(text) for text in texts])
     kit.endpoint.batch_polls = 0
     return list(kit.endpoint.batches)[-1]
+
+
+def work_off(kit: Kit) -> None:
+    """Let the provider end, and bill, every batch that it has."""
+    kit.endpoint.batch_polls = 0
+    for name in kit.endpoint.batches:
+        kit.endpoint.batch_view(name, poll=True)
 
 
 def other_run(kit: Kit, folder: Path, *dead: str) -> Kit:
@@ -82,7 +86,7 @@ def test_batches_from_before_the_calls_are_neither_asked_about_nor_read_to_the_e
     kit.time.seconds = 0.0
     kit.endpoint.batch_script.append(Reply(drop=True, bill=False))
     assert kit.by_batch([ask("a")]) == [Reference("a")]
-    assert (kit.totals.released_calls, kit.totals.settled_calls) == (1, 1)
+    assert (kit.totals.forfeited_calls, kit.totals.settled_calls) == (1, 1)
     assert listed(kit) == 2  # one page a look
     assert not any(name in path for name in old for _, path, _, _ in kit.endpoint.requests if "?" not in path)
 
@@ -103,7 +107,7 @@ def test_a_batch_that_is_known_to_be_another_run_s_is_not_waited_for(kit: Kit, t
     other = other_run(kit, tmp_path)
     kit.endpoint.batch_script.append(Reply(drop=True, bill=False))
     assert other.by_batch([ask("b")]) == [Reference("b")]
-    assert (other.totals.released_calls, other.totals.settled_calls) == (1, 1)
+    assert (other.totals.forfeited_calls, other.totals.settled_calls) == (1, 1)
 
 
 def test_a_batch_that_arrived_and_whose_results_are_gone_is_charged_in_full(kit: Kit) -> None:
@@ -160,25 +164,44 @@ def test_a_batch_that_may_be_missing_from_the_list_for_a_while_is_given_that_whi
     assert kit.waits[0][1] == SETTLE_SECONDS
 
 
-def call(opened_seconds: float) -> OpenCall:
-    opened_at = START + timedelta(seconds=opened_seconds)
-    return OpenCall("id", "run_1", "key", "model", 1, None, "run_1:1", opened_at, was_submitted=True)
+@pytest.mark.parametrize(("pause_seconds", "lag_seconds"), [(0, 400), (400, 120), (400, 250), (0, 10**9)])
+def test_a_batch_that_is_listed_late_is_found_or_charged_in_full_and_never_released(
+    kit: Kit, pause_seconds: int, lag_seconds: int
+) -> None:
+    """The pause is a 429 before the batch is taken: the sending began long before."""
+    if pause_seconds:
+        kit.endpoint.batch_script.append(error(429, headers={"retry-after": str(pause_seconds)}, bill=False))
+    kit.endpoint.batch_script.append(Reply(drop=True))
+    whole = kit.endpoint.batch_page
+    kit.endpoint.batch_page = lambda query: (  # type: ignore[method-assign]
+        whole(query)
+        if kit.time.now() - max(batch["created"] for batch in kit.endpoint.batches.values())
+        >= timedelta(seconds=lag_seconds)
+        else {"data": [], "has_more": False}
+    )
+    assert kit.by_batch([ask("a")]) == [Reference("a")]
+    was_found = lag_seconds < SETTLE_SECONDS
+    assert (kit.totals.settled_calls, kit.totals.forfeited_calls) == ((1, 0) if was_found else (1, 1))
+    work_off(kit)
+    kit.check_money()
 
 
-class Pages:
-    """A client with an empty list."""
+@pytest.mark.parametrize("ahead", [timedelta(minutes=20), -timedelta(minutes=20), timedelta(hours=24)])
+def test_a_clock_ahead_of_the_provider_s_or_behind_hides_no_batch(kit: Kit, ahead: timedelta) -> None:
+    kit.endpoint.now = lambda: kit.time.now() - ahead
+    kit.endpoint.batch_script.append(Reply(drop=True))
+    assert kit.by_batch([ask("a")]) == [Reference("a")]
+    assert (kit.totals.settled_calls, kit.totals.forfeited_calls, kit.endpoint.calls) == (1, 0, [])
+    kit.check_money()
 
-    async def page(self, after_id: str | None) -> dict[str, Any]:
-        return {"data": [], "has_more": False}
 
-
-@pytest.mark.parametrize(("age_seconds", "want"), [(0.0, True), (1e6, True), (-1.0, False), (28 * 86400.0, False)])
-def test_a_clock_that_went_back_or_a_month_gone_by_leaves_no_certainty(age_seconds: float, want: bool) -> None:
-    time = FakeTime()
-    waits = Waits(Seams(time.clock, time.now, time.sleep), lambda *_: None, lambda: False)
-    search = BatchSearch(cast(BatchClient, Pages()), waits, time.now, [call(-age_seconds)], ())
-    assert asyncio.run(search.run()) == Found(None, want)
-    assert time.slept >= 60.0
+def test_a_batch_hidden_by_a_clock_that_is_weeks_ahead_is_charged_in_full(kit: Kit) -> None:
+    kit.endpoint.now = lambda: kit.time.now() - timedelta(days=14)
+    kit.endpoint.batch_script.append(Reply(drop=True))
+    assert kit.by_batch([ask("a")]) == [Reference("a")]
+    assert (kit.totals.forfeited_calls, kit.totals.released_calls) == (1, 0)
+    work_off(kit)
+    kit.check_money()
 
 
 def test_a_dead_worker_s_submission_that_is_not_found_is_charged_in_full(kit: Kit) -> None:

@@ -1,0 +1,64 @@
+"""Connections whose other end takes nothing any more: cut after a while, so that none of them holds memory for ever.
+
+uvicorn waits without end for a peer to take what was written, also after it has closed the connection. Here the
+transport says at once when the system takes no more, and from then on a clock runs until it does again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+STALL_SECONDS = 20.0
+"""Longer than a reader of the live feed has until it is told that it is too slow."""
+
+
+class StallClock:
+    """One connection's clock."""
+
+    def __init__(self, transport: asyncio.Transport, seconds: float) -> None:
+        transport.set_write_buffer_limits(high=0)  # anything that waits counts as waiting
+        self._transport, self._seconds = transport, seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """The system takes no more."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._transport.abort)
+
+    def stop(self) -> None:
+        """It takes again, or the connection is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class StallingSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket with such a clock."""
+
+    stall_seconds = STALL_SECONDS
+    _stall: StallClock | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to watch."""
+        super().connection_made(transport)
+        self._stall = StallClock(self.transport, self.stall_seconds)
+
+    def pause_writing(self) -> None:
+        """Start the clock."""
+        super().pause_writing()
+        if self._stall is not None:
+            self._stall.start()
+
+    def resume_writing(self) -> None:
+        """Stop the clock."""
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.stop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the clock."""
+        if self._stall is not None:
+            self._stall.stop()
+        super().connection_lost(exc)
