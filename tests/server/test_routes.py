@@ -198,7 +198,7 @@ def test_a_list_in_a_query_is_written_with_commas() -> None:
 
 def test_a_whole_number_may_be_written_with_a_point() -> None:
     response, cases = post("/opd/resume", b'{"num_training_steps": 40.0}')
-    assert response.status_code == 200 and cases.asked == [("resume", None, 40, None, False)]
+    assert response.status_code == 200 and cases.asked == [("resume", None, 40, None, False, None, False)]
 
 
 def test_a_list_in_a_text_is_taken_from_an_assistants_host_only() -> None:
