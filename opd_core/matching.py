@@ -25,11 +25,11 @@ PATTERN_TIMEOUT_SECONDS = 0.5
 
 _APOSTROPHE_OR_THOUSANDS_COMMA = re.compile(r"['’ʼ]|(?<=\d),(?=\d{3}(?!\d))")
 _TOKEN = re.compile(
-    r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]?"  # an escape, a character class
+    r"(?P<flags>\(\?[A-Za-z0-9-]*\))|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]?"  # flags, an escape, a class of characters
     r"|\{\s*(?P<low>\d*)\s*(?:,\s*(?P<high>\d*)\s*)?\}|(?P<open>\()|(?P<close>\))|.",
     re.DOTALL,
 )
-_COUNT = re.compile(r"\{[\s\d,]*\}")
+_COUNT = re.compile(r"\{[\s\d,]*[}#]")
 # Comments, free spacing, nested and POSIX classes: there a bracket may not mean what it says.
 _UNCLEAR = re.compile(r"\(\?(?:#|[A-Za-z0-9]*[xV])|\[:")
 _PUNCTUATION = regex.compile(r"(?!(?<!\w)-(?=\.?\d))(?!(?<=\d)\.(?=\d))[\p{P}_]")  # not a sign, not a decimal point
@@ -83,10 +83,15 @@ def compile_pattern(pattern: str) -> regex.Pattern[str]:
 def _unrolled(pattern: str) -> tuple[int, int]:
     """The largest product of nested repeat counts, and the length with every count written out; never too small."""
     if _UNCLEAR.search(pattern):
-        repeats = math.prod(_largest(re.findall(r"\d+", count)) for count in _COUNT.findall(pattern))
+        counts = _COUNT.findall(pattern)
+        if any(count.endswith("#") for count in counts):  # a comment within a count hides it
+            return MAX_REPEATS + 1, 0
+        repeats = math.prod(_largest(re.sub(r"[\s{}]", "", count).split(",")) for count in counts)
         return repeats, repeats * len(pattern)
     groups: list[list[tuple[int, int]]] = [[(1, 0)]]  # of each open group, its parts as (repeats, characters)
     for token in _TOKEN.finditer(pattern):
+        if token["flags"]:  # no part of its own: a count behind it is for the part before
+            continue
         if token["open"]:
             groups.append([(1, 0)])
         elif token["close"] and len(groups) > 1:

@@ -280,7 +280,10 @@ def few_held_out(evidence: RunEvidence) -> Finding | None:
 def _held_out_source(evidence: RunEvidence) -> tuple[str, str]:
     """What to give for more held-out prompts, and why there are few now."""
     if evidence.config.get("validation_prompts_path") is None:
-        return "validation_prompts_path", "Without one a fifth of the training file is held out; that is too little here."
+        return (
+            "validation_prompts_path",
+            "Without one a fifth of the training file is held out, too little here.",
+        )
     if evidence.config.get("prompts_path") is None:
         return (
             "prompts_path for training, and a validation_prompts_path",

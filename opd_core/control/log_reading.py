@@ -97,9 +97,7 @@ def read_log(
         return _read(file, os.fstat(file.fileno()).st_size, mode, accepts, lines, before)
 
 
-def _read(
-    file: IO[bytes], size: int, mode: LogMode, accepts: Accepts, lines: int, before: int | None
-) -> LogPart:
+def _read(file: IO[bytes], size: int, mode: LogMode, accepts: Accepts, lines: int, before: int | None) -> LogPart:
     total = _count_lines(file, size)
     end = size if before is None else max(0, min(before, size))
     wanted = min(lines, SUMMARY_LINES) if mode == "summary" else lines
@@ -149,9 +147,7 @@ def _is_trouble(text: str) -> bool:
     return _TROUBLE.search(text) is not None and _NO_TROUBLE.search(text) is None
 
 
-def _last(
-    file: IO[bytes], end: int, accepts: Accepts, wanted: int
-) -> tuple[list[_Found], int | None, bool, int]:
+def _last(file: IO[bytes], end: int, accepts: Accepts, wanted: int) -> tuple[list[_Found], int | None, bool, int]:
     """The last accepted lines before `end`, newest first; where to go on, whether time ran out, lines not judged."""
     kept: list[_Found] = []
     started, start, timeouts = time.monotonic(), end, 0
