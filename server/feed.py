@@ -117,6 +117,8 @@ class Feed:
             yield messages
         finally:
             self._readers[run_id] -= 1
+            if not self._readers[run_id]:
+                del self._readers[run_id]
             if not self.readers:
                 self._reset()
             if messages is not None:
@@ -133,7 +135,6 @@ class Feed:
         self._first = 0  # the place of ring[0] among all messages ever put there
         self._news = asyncio.Event()
         self._has_failed = False
-        self._readers.clear()
 
     async def _messages(self, run_id: str | None, cursor: int) -> Messages:
         while True:
@@ -202,16 +203,16 @@ class Feed:
     async def _refresh(self, *, force: bool) -> None:
         assert self._lock is not None
         async with self._lock:
-            self._tell(await anyio.to_thread.run_sync(self._look, force))
+            asked = {run_id for run_id in self._readers if run_id is not None}  # here: readers come and go meanwhile
+            self._tell(await anyio.to_thread.run_sync(self._look, force, asked))
 
-    def _look(self, force: bool) -> _Look:
+    def _look(self, force: bool, asked: set[str]) -> _Look:
         """In a thread, one at a time."""
         runs, tails, sequence = self._runs, self._tails, self._sequence
         look = _Look(runs=runs)
         self._is_stale = self._watch.changed() or self._is_stale  # stays so until a look has succeeded
         if force or self._is_stale:
             going_on = {run_id for run_id, run in runs.items() if run.state not in END_STATES}
-            asked = {run_id for run_id in self._readers if run_id is not None}
             look.newest, look.runs = runs_now(self._database, going_on | asked)
             if sequence is not None and look.newest > sequence:
                 look.events = events_between(self._database, None, sequence, look.newest, RING_MESSAGES)

@@ -31,6 +31,7 @@ Kind = Literal["request", "stream", "socket"]
 SOCKET_PROTOCOL = "opd"
 TOKEN_PROTOCOL = "opd.token."
 METHODS = ("GET", "HEAD", "POST", "DELETE")  # DELETE ends an MCP session
+OPEN_METHODS = ("GET", "HEAD")
 SINGLE_HEADERS = (b"host", b"origin", b"authorization", b"content-length", b"content-type", b"transfer-encoding")
 RETRY_AFTER_SECONDS = 1
 POLICY_VIOLATION = 1008
@@ -41,9 +42,9 @@ class GuardPolicy:
     """Who may come in, and how much at once.
 
     `hosts` are the exact values of the Host header (name and port), `origins` those of the Origin header, which may
-    also be absent. `open_paths` need no token; `stream_paths` are answered for as long as the client stays, so they
-    are counted apart from other requests. `methods` is what each path says in Allow. Sizes are in bytes,
-    `body_seconds` is the time a whole body may take.
+    also be absent. `open_paths` need no token and take no body; `stream_paths` are answered for as long as the client
+    stays, so they are counted apart from other requests. `methods` is what each path says in Allow. Sizes are in
+    bytes, `body_seconds` is the time a whole body may take.
     """
 
     token: str = field(repr=False)
@@ -159,10 +160,16 @@ def check_head(scope: Scope, policy: GuardPolicy) -> None:
     if scope["type"] == "http" and scope["method"] not in METHODS:
         allow = (b"allow", policy.methods.get(path, ", ".join(METHODS)).encode())
         raise Refusal(405, f"This server knows only the methods {', '.join(METHODS)}.", allow)
-    if scope["type"] == "websocket" or path not in policy.open_paths:
+    is_open = scope["type"] == "http" and path in policy.open_paths
+    if is_open and scope["method"] not in OPEN_METHODS:
+        allow = (b"allow", ", ".join(OPEN_METHODS).encode())
+        raise Refusal(405, f"This path takes only the methods {', '.join(OPEN_METHODS)}.", allow)
+    if not is_open:
         _check_token(scope, headers, policy.token)
     if scope["type"] == "http":
-        _check_announced_body(headers, policy.max_body_bytes)
+        has_body = _check_announced_body(headers, policy.max_body_bytes)
+        if is_open and has_body:  # waiting for it would let strangers hold the places of those with the token
+            raise Refusal(400, "This path takes no body. Leave it out.")
 
 
 def _kind(scope: Scope, policy: GuardPolicy) -> Kind:
@@ -238,7 +245,8 @@ def _given_token(scope: Scope, headers: dict[bytes, bytes]) -> bytes | None:
     return offered[0].removeprefix(TOKEN_PROTOCOL).encode("utf-8", "surrogateescape") if len(offered) == 1 else None
 
 
-def _check_announced_body(headers: dict[bytes, bytes], limit: int) -> None:
+def _check_announced_body(headers: dict[bytes, bytes], limit: int) -> bool:
+    """Whether there is one."""
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():
         raise Refusal(400, "Content-Length is not a number.")
@@ -248,6 +256,7 @@ def _check_announced_body(headers: dict[bytes, bytes], limit: int) -> None:
     media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if has_body and media_type != b"application/json":
         raise Refusal(415, "A body must be JSON. Send it with the header 'Content-Type: application/json'.")
+    return has_body
 
 
 def _too_large(limit: int) -> Refusal:

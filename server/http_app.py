@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from server.app import server_for
 from server.docs_page import POLICY, docs_page
-from server.guard import App, Guard, GuardPolicy
+from server.guard import App, Guard, GuardPolicy, Message, Receive, Scope, Send
 from server.live import live_routes
 from server.openapi import document
 from server.problems import on_fault, on_http_error
@@ -25,7 +25,8 @@ from server.use_cases import UseCases
 from server.verbs import Verbs
 
 MAX_MCP_SESSIONS = 256
-SESSION_IDLE_SECONDS = 1800.0
+SESSION_IDLE_SECONDS = 300.0  # without any request; clients begin a new one when theirs has ended
+SESSION_RETRY_AFTER_SECONDS = 30
 
 
 def http_app(
@@ -59,7 +60,23 @@ def mcp_route(server: MCPServer, hosts: frozenset[str], origins: frozenset[str])
         session_idle_timeout=SESSION_IDLE_SECONDS,
     )
     endpoint = StreamableHTTPASGIApp(server.session_manager)
-    return Route("/mcp", endpoint=endpoint, methods=["GET", "POST", "DELETE"])
+    return Route("/mcp", endpoint=_SaysWhen(endpoint), methods=["GET", "POST", "DELETE"])
+
+
+class _SaysWhen:
+    """Around MCP: its refusal of one session too many says when to come again."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def say(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 503:
+                wait = (b"retry-after", str(SESSION_RETRY_AFTER_SECONDS).encode())
+                message = {**message, "headers": [*message.get("headers", []), wait]}
+            await send(message)
+
+        await self._app(scope, receive, say)
 
 
 def _own_routes() -> list[Route]:

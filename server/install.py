@@ -20,6 +20,8 @@ from server.host_files import NotPlainJSONError, read_host_file, write_host_file
 from server.hosts import ENTRY_NAME, HOSTS, Host, config_path, entry_home, entry_in, new_entry, server_command
 
 COMMAND_SECONDS = 60
+OWN_KEYS = ("type", "command", "args", "env")
+REMOVE_WORDS = ("mcp", "remove", "--scope", "user", ENTRY_NAME)
 Run = Callable[[Sequence[str]], tuple[int, str]]
 
 
@@ -104,9 +106,19 @@ def _by_command(
     program = shutil.which("claude", path=environment.get("PATH"))
     if program is None:
         return ["The command `claude` was not found, so nothing was changed. Type this where it is:", _line(wanted)]
+    if old is not None and (foreign := _foreign(old)):
+        return [
+            f"{host.title} has a server {ENTRY_NAME!r} with values that are not from here ({foreign}). On a command "
+            "line others could read them, so nothing was changed. Type this, with your own values for each '...':",
+            f"  {shlex.join(['claude', *REMOVE_WORDS])}",
+            _line(wanted),
+        ]
     if old is not None:
-        _must(run, [program, "mcp", "remove", "--scope", "user", ENTRY_NAME], wanted)
-    _must(run, [program, *_command_words(wanted)], wanted)
+        _must(run, [program, *REMOVE_WORDS], wanted)
+    try:
+        _must(run, [program, *_command_words(wanted)], wanted)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_restored(run, program, old)}") from None
     did = "changed" if old else "added"
     return [
         f"{host.title}: the server {ENTRY_NAME!r} was {did} for all your projects.",
@@ -114,6 +126,24 @@ def _by_command(
         host.reload,
         *_advice(host, wanted),
     ]
+
+
+def _foreign(entry: dict[str, Any]) -> str:
+    """The names of what this program did not put into an entry; their values may be secret."""
+    env = entry.get("env", {})
+    names = [name for name in entry if name not in OWN_KEYS]
+    names += [name for name in env if name != "OPD_HOME"] if isinstance(env, dict) else ["env"]
+    return clean_text(", ".join(names), 200)
+
+
+def _restored(run: Run, program: str, old: dict[str, Any] | None) -> str:
+    """Put the removed entry back; what to add to the error."""
+    if old is None:
+        return ""
+    code, _ = run([program, *_command_words(old)])
+    if code:
+        return f"\nThe earlier entry is gone, too. To have it back, type:\n{_line(old)}"
+    return "\nThe earlier entry is back as it was; remove it before you type that: claude mcp remove --scope user opd"
 
 
 def _must(run: Run, words: Sequence[str], wanted: dict[str, Any]) -> None:
@@ -142,8 +172,9 @@ def _command_words(entry: dict[str, Any]) -> list[str]:
 
 def _line(entry: dict[str, Any]) -> str:
     """The command to type; values that a person added may be secret and are not shown."""
-    shown = {name: value if name == "OPD_HOME" else "..." for name, value in entry["env"].items()}
-    return f"  {shlex.join(['claude', *_command_words({**entry, 'env': shown})])}"
+    shown = {name: value if name in OWN_KEYS else "..." for name, value in entry.items()}
+    shown["env"] = {name: value if name == "OPD_HOME" else "..." for name, value in entry.get("env", {}).items()}
+    return f"  {shlex.join(['claude', *_command_words(shown)])}"
 
 
 def _instructions(host: Host, entry: dict[str, Any], environment: Mapping[str, str], platform: str) -> list[str]:

@@ -7,6 +7,7 @@ are not believed, and there is no access log: an address may hold what a caller 
 from __future__ import annotations
 
 import asyncio
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -102,5 +103,6 @@ def server_config(app: App, host: str, port: int, **more: Any) -> Config:
         server_header=False,
         access_log=False,
         log_config=None,
+        log_level=logging.ERROR,  # a warning for each refused connection would let a stranger fill the log
         **more,
     )

@@ -16,6 +16,7 @@ from collections.abc import Awaitable
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
@@ -26,7 +27,7 @@ from opd_core.errors import ConfigError, OPDError
 from server.feed import Feed, Message, Messages
 from server.guard import SOCKET_PROTOCOL
 from server.http_arguments import parsed_query, query_arguments
-from server.problems import problem_of
+from server.problems import problem, problem_of
 from server.progress import FollowArguments
 from server.prometheus import metrics_endpoint
 from server.use_cases import UseCases
@@ -55,6 +56,8 @@ def live_routes(cases: UseCases, *, feed: Feed | None = None, send_seconds: floa
                 await _Socket(websocket, send_seconds).run(messages)
         except OPDError as error:
             await websocket.send_denial_response(problem_of(error))
+        except HTTPException as error:  # the framework's own handler knows only requests
+            await websocket.send_denial_response(problem(error.status_code, error.detail))
 
     async def events(request: Request) -> Response:
         try:

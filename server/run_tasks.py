@@ -44,8 +44,13 @@ class RunTasks:
         self._verbs = verbs
 
     async def start(self, params: CallToolRequestParams, ctx: Context, call_next: CallNext) -> Task | HandlerResult:
-        """Call the tool without a wait; what has not ended yet becomes a task."""
+        """Call the tool without a wait; what has not ended yet becomes a task.
+
+        A caller that says how long it wants to wait gets that wait, not a task that lasts as long as the run.
+        """
         (arguments,) = (params.arguments or {}).values()
+        if "timeout_seconds" in arguments.model_fields_set:
+            return await call_next(ctx)
         at_once = arguments.model_copy(update={"timeout_seconds": 0.0})
         context = ToolContext(request_context=ctx, input_params=params)
         try:

@@ -98,7 +98,9 @@ def _inspection_summary(found: PromptInspection, bad: int, usable: bool) -> str:
     text = f"{', '.join(filter(None, sentences))}. A prompt has {about}{lengths.p50:,} tokens in the middle and "
     text += f"{lengths.max:,} at most."
     if found.over_length:
-        text += f" {found.over_length:,} prompts are too long for the model's context."
+        who = "1 prompt leaves" if found.over_length == 1 else f"{found.over_length:,} prompts leave"
+        text += f" In the model's context of {found.context_length:,} tokens, {who} no room for an answer of "
+        text += f"{found.rollout_max_tokens:,} tokens."
     if bad:
         text += f" {bad:,} lines are wrong, and a run would refuse the file for the first of them."
     elif not usable:
@@ -143,7 +145,9 @@ def inspection_facts(answer: schemas.InspectAnswer) -> list[str]:
         f"({answer.tokens_basis})"
     )
     if answer.over_length:
-        lines.append(f"- too long: lines {', '.join(map(str, answer.over_length_lines))}")
+        lines.append(
+            f"- no room for an answer of rollout_max_tokens: lines {', '.join(map(str, answer.over_length_lines))}"
+        )
     if answer.in_both_prompts or answer.set_aside_prompts:
         lines.append(
             f"- left out of training: {answer.in_both_prompts:,} also held out, {answer.set_aside_prompts:,} set aside"
@@ -169,6 +173,9 @@ def log_read(
         notes.append(f"{len(part.lines) - len(lines)} earlier lines were left out; ask for fewer lines.")
     if part.ends_early:
         notes.append("The search ended before the beginning of the log; call again with next_cursor to go on.")
+    if part.timeouts:
+        lines_were = "1 line was" if part.timeouts == 1 else f"{part.timeouts:,} lines were"
+        notes.append(f"{lines_were} passed over because the pattern took too long there; give a simpler pattern.")
     return schemas.LogAnswer(
         summary=_log_summary(row, mode, part, lines, pattern),
         next_step=_log_next(row, mode, part),
@@ -193,8 +200,11 @@ def _log_summary(row: RunRow, mode: str, part: LogPart, lines: Sequence[schemas.
         return f"The log of {row.run_id} is empty: its worker has written nothing yet."
     size = f"{part.total_lines:,} lines" if part.total_lines is not None else f"{part.total_bytes:,} bytes"
     if mode == "grep":
-        found = f"{len(lines)} lines with {clean_text(pattern or '', 80)!r}" if lines else "no such line"
-        return f"In the log of {row.run_id}, which has {size}, there are {found} in the part that was searched."
+        found = "are no such lines"
+        if lines:
+            count = "is 1 line" if len(lines) == 1 else f"are {len(lines)} lines"
+            found = f"{count} with {clean_text(pattern or '', 80)!r}"
+        return f"In the log of {row.run_id}, which has {size}, there {found} in the part that was searched."
     if mode == "tail":
         return f"These are {len(lines)} lines of the log of {row.run_id}, which has {size}."
     trouble = f"{len(part.errors)} of the newest tell of trouble" if part.errors else "none tells of trouble"

@@ -135,7 +135,10 @@ class Verbs:
 
     async def stop_distillation(self, arguments: StopArguments, report: Report) -> schemas.StopAnswer:
         seconds = min(arguments.timeout_seconds, MAX_WAIT_SECONDS)
-        return answers.stopped(await _thread(self.cases.stop, arguments.run_id, seconds))
+        row = await _thread(self.cases.stop, arguments.run_id, 0.0)
+        if row.state == "stopping":  # the wait holds no thread: others need them for their calls
+            row = await self._wait(row.run_id, seconds, report)
+        return answers.stopped(row)
 
     async def resume_distillation(self, arguments: ResumeArguments, report: Report) -> schemas.ResumeAnswer:
         row = await _thread(

@@ -254,6 +254,7 @@ def few_held_out(evidence: RunEvidence) -> Finding | None:
         return None
     most = int(evidence.config.get("eval_max_samples") or 100)
     is_capped = most <= counts[-1]
+    field, why = _held_out_source(evidence)
     change = (
         Suggestion(
             f"Start a run with eval_max_samples {GOOD_HELD_OUT}.",
@@ -262,8 +263,8 @@ def few_held_out(evidence: RunEvidence) -> Finding | None:
         )
         if is_capped
         else Suggestion(
-            f"Give a validation_prompts_path with {GOOD_HELD_OUT} prompts or more.",
-            "Without one a fifth of the training file is held out, and that is too little here.",
+            f"Give a {field} with {GOOD_HELD_OUT} prompts or more.",
+            why,
             {},
         )
     )
@@ -274,6 +275,22 @@ def few_held_out(evidence: RunEvidence) -> Finding | None:
         (f"{counts[-1]} held-out prompts; {GOOD_HELD_OUT} or more are better",),
         (change,),
     )
+
+
+def _held_out_source(evidence: RunEvidence) -> tuple[str, str]:
+    """What to give for more held-out prompts, and why there are few now."""
+    if evidence.config.get("validation_prompts_path") is None:
+        return (
+            "validation_prompts_path",
+            "Without one a fifth of the training file is held out, too little here.",
+        )
+    if evidence.config.get("prompts_path") is None:
+        return (
+            "prompts_path for training, and a validation_prompts_path",
+            "The validation file was the only one given, so it was split: a fifth of it is held out, and the rest is "
+            "trained on.",
+        )
+    return "validation_prompts_path", "Every prompt of the present validation file is held out, and it has no more."
 
 
 def _never_better(evidence: RunEvidence, evaluations: int) -> bool:

@@ -9,7 +9,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -20,6 +19,8 @@ from opd_core.safe_open import open_regular, resolved
 from opd_core.types import clean_text
 
 LogMode = Literal["summary", "tail", "grep"]
+Accepts = Callable[[str], bool | None]
+"""Whether a line is wanted; None when that could not be told in time."""
 LINE_CHARACTERS = 400
 BLOCK_BYTES = 64 * 1024
 LOOK_BACK_BYTES = 16 * 1024 * 1024
@@ -52,6 +53,7 @@ class LogPart:
     """What was read. `cursor` asks for what stands before it; None: the beginning was reached.
 
     `total_lines` is None for a log that is too long to count, `ends_early` when a search ran out of time.
+    `timeouts` lines were passed over, as the pattern took too long on them.
     """
 
     total_lines: int | None
@@ -60,6 +62,7 @@ class LogPart:
     errors: tuple[LogLine, ...]
     cursor: int | None
     ends_early: bool = False
+    timeouts: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,14 @@ def read_log(
         return _read(file, os.fstat(file.fileno()).st_size, mode, accepts, lines, before)
 
 
-def _read(
-    file: IO[bytes], size: int, mode: LogMode, accepts: Callable[[str], bool], lines: int, before: int | None
-) -> LogPart:
+def _read(file: IO[bytes], size: int, mode: LogMode, accepts: Accepts, lines: int, before: int | None) -> LogPart:
     total = _count_lines(file, size)
     end = size if before is None else max(0, min(before, size))
     wanted = min(lines, SUMMARY_LINES) if mode == "summary" else lines
-    kept, cursor, early = _last(file, end, accepts, wanted)
+    kept, cursor, early, timeouts = _last(file, end, accepts, wanted)
     errors: list[_Found] = []
     if mode == "summary":
-        errors, _, _ = _last(file, end, _is_trouble, ERRORS_SHOWN)
+        errors, *_ = _last(file, end, _is_trouble, ERRORS_SHOWN)
     numbers = _line_numbers(file, [*kept, *errors]) if total is not None else {}
     return LogPart(
         total,
@@ -112,10 +113,11 @@ def _read(
         tuple(LogLine(numbers.get(found.start), found.text) for found in reversed(errors)),
         cursor,
         early,
+        timeouts,
     )
 
 
-def _matcher(mode: LogMode, pattern: str | None, is_regex: bool) -> Callable[[str], bool]:
+def _matcher(mode: LogMode, pattern: str | None, is_regex: bool) -> Accepts:
     if mode != "grep":
         if pattern is not None:
             raise ConfigError(f"pattern is for mode 'grep', and the mode is {mode!r}. Give mode grep.", field="pattern")
@@ -132,10 +134,11 @@ def _matcher(mode: LogMode, pattern: str | None, is_regex: bool) -> Callable[[st
     except ValueError as error:
         raise ConfigError(f"pattern {clean_text(pattern, 80)!r} is no expression: {error}.", field="pattern") from None
 
-    def search(text: str) -> bool:
-        with suppress(TimeoutError):
+    def search(text: str) -> bool | None:
+        try:
             return compiled.search(text, timeout=PATTERN_SECONDS) is not None
-        return False
+        except TimeoutError:
+            return None
 
     return search
 
@@ -144,21 +147,21 @@ def _is_trouble(text: str) -> bool:
     return _TROUBLE.search(text) is not None and _NO_TROUBLE.search(text) is None
 
 
-def _last(
-    file: IO[bytes], end: int, accepts: Callable[[str], bool], wanted: int
-) -> tuple[list[_Found], int | None, bool]:
-    """The last accepted lines before `end`, newest first; where to go on, and whether time ran out."""
+def _last(file: IO[bytes], end: int, accepts: Accepts, wanted: int) -> tuple[list[_Found], int | None, bool, int]:
+    """The last accepted lines before `end`, newest first; where to go on, whether time ran out, lines not judged."""
     kept: list[_Found] = []
-    started, start = time.monotonic(), end
+    started, start, timeouts = time.monotonic(), end, 0
     for start, raw in _lines_backwards(file, end):
         text = raw.decode("utf-8", errors="replace").rstrip("\r")
-        if text.strip() and accepts(text):
+        is_wanted = accepts(text) if text.strip() else False
+        timeouts += is_wanted is None
+        if is_wanted:
             kept.append(_Found(start, clean_text(text, LINE_CHARACTERS)))
             if len(kept) == wanted:
                 break
         if end - start > LOOK_BACK_BYTES or time.monotonic() - started > SEARCH_SECONDS:
-            return kept, start or None, start > 0
-    return kept, start or None, False
+            return kept, start or None, start > 0, timeouts
+    return kept, start or None, False, timeouts
 
 
 def _lines_backwards(file: IO[bytes], end: int) -> Iterator[tuple[int, bytes]]:

@@ -86,6 +86,7 @@ class PromptInspection:
     characters: Lengths
     tokens: TextLengths
     context_length: int | None
+    rollout_max_tokens: int
     over_length: int | None
     over_length_lines: tuple[int, ...]
     advice: ScoringAdvice
@@ -134,6 +135,7 @@ def inspect_prompts(
         characters=Lengths.of([len(text) for text in texts]),
         tokens=tokens,
         context_length=context_length,
+        rollout_max_tokens=rollout_max_tokens,
         over_length=None if room is None else len(over),
         over_length_lines=tuple(over[:MAX_PROBLEMS]),
         advice=advise_scoring(examples, with_reference, len(examples)),

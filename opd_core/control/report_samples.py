@@ -11,11 +11,13 @@ from typing import Any
 from opd_core.control.evidence import RunEvidence
 from opd_core.control.report_content import SideBySide
 from opd_core.paths import HomePaths
+from opd_core.safe_open import open_regular, resolved
 from opd_core.types import clean_text
 
 MAX_SAMPLES = 5
 SAMPLE_CHARACTERS = 2_000
 MAX_ROLLOUTS_BYTES = 64 * 1024 * 1024
+MAX_LINE_BYTES = 8 * 1024 * 1024
 
 
 def samples(evidence: RunEvidence, home: HomePaths) -> tuple[list[SideBySide], str]:
@@ -75,8 +77,8 @@ def _answers(path: Path, steps: list[int]) -> dict[str, tuple[str, dict[int, str
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     """Lines of the file, up to a cap: the rollouts of a long run are not read to their end for a few samples."""
     read = 0
-    with suppress(OSError), path.open("rb") as file:
-        for line in file:
+    with suppress(OSError), open_regular(resolved(path.parent) / path.name) as file:
+        while line := file.readline(MAX_LINE_BYTES):
             read += len(line)
             if read > MAX_ROLLOUTS_BYTES:
                 return

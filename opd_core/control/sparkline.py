@@ -16,8 +16,11 @@ def sparkline(values: Sequence[float], columns: int = COLUMNS) -> str:
     if not finite:
         return "no values"
     bars, low, high = _averaged(finite, columns), min(finite), max(finite)
+    lowest, highest = f"{low:.3g}", f"{high:.3g}"
+    if lowest == highest:  # differences that the figures do not show are not drawn as peaks
+        low = high
     drawn = "".join(BLOCKS[_level(value, low, high)] for value in bars)
-    return f"{drawn} first {finite[0]:.3g}, min {low:.3g}, max {high:.3g}, last {finite[-1]:.3g}"
+    return f"{drawn} first {finite[0]:.3g}, min {lowest}, max {highest}, last {finite[-1]:.3g}"
 
 
 def _averaged(values: Sequence[float], columns: int) -> list[float]:

@@ -107,4 +107,4 @@ def test_slimming_keeps_a_property_that_is_named_like_a_keyword() -> None:
 def test_the_call_reaches_the_use_case_with_the_parsed_values() -> None:
     cases = FakeUseCases(rows=[make_row()])
     data_of(call(cases, "stop_distillation", {"run_id": "opd_1", "timeout_seconds": 3600}))
-    assert cases.asked == [("stop", "opd_1", 50.0)]
+    assert cases.asked == [("stop", "opd_1", 0.0)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Awaitable, Callable
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -274,10 +276,10 @@ def test_nobody_looks_when_nobody_listens(writer: Writer, monkeypatch: pytest.Mo
     looks = 0
     real = Feed._look
 
-    def counted(self: Feed, force: bool) -> Any:
+    def counted(self: Feed, force: bool, asked: set[str]) -> Any:
         nonlocal looks
         looks += 1
-        return real(self, force)
+        return real(self, force, asked)
 
     monkeypatch.setattr(Feed, "_look", counted)
 
@@ -353,3 +355,37 @@ def test_an_event_from_before_there_were_figures_still_tells_its_state(writer: W
     found = play(act)
     assert [data["state"] for data in found] == ["queued", "preparing", "running"]
     assert json.dumps(found)
+
+
+def test_who_listens_is_only_asked_where_readers_come_and_go(writer: Writer) -> None:
+    """A look happens in a thread; to go through what grows meanwhile would end the feed for everybody."""
+    writer.begin()
+    feed, threads = quick_feed(writer.home), set[int]()
+
+    class Watched(Counter[str | None]):
+        def __iter__(self) -> Iterator[str | None]:
+            threads.add(threading.get_ident())
+            return super().__iter__()
+
+    feed._readers = Watched()
+
+    async def act() -> None:
+        async with listening(feed, "run") as messages:
+            await take(messages, 1)
+
+    play(act)
+    assert threads == {threading.get_ident()}
+
+
+def test_a_reader_that_has_left_is_forgotten_while_others_stay(writer: Writer) -> None:
+    writer.begin()
+    feed = quick_feed(writer.home)
+
+    async def act() -> None:
+        async with listening(feed):
+            for number in range(3):
+                async with listening(feed, f"gone-{number}"):
+                    pass
+            assert set(feed._readers) == {None}
+
+    play(act)

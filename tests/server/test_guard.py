@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from typing import Any
 
 import anyio
 import pytest
 
-from server.guard import Guard, GuardPolicy, Message, Receive, Scope, Send
+from server.guard import App, Guard, GuardPolicy, Message, Receive, Scope, Send
 from server.listening import TimedProtocol, server_config
+from server.stalls import StallingSocketProtocol
 from tests.server.asgi import HOST, ORIGIN, TOKEN, Reply, ask, fetch, head, socket_head
 
 POLICY = GuardPolicy(token=TOKEN, hosts=frozenset({HOST}), origins=frozenset({ORIGIN}))
@@ -169,6 +171,27 @@ def test_nothing_but_health_is_open(path: str) -> None:
     assert fetch(guard, head("/health", token=None)).status == 200
     echo.scopes.clear()
     refused(fetch(guard, head(path, token=None)), echo, 401)
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("POST", [], 405),
+        ("DELETE", [], 405),
+        ("POST", [JSON, ("content-length", "5")], 405),
+        ("GET", [JSON, ("content-length", "5")], 400),
+        ("HEAD", [JSON, ("transfer-encoding", "chunked")], 400),
+    ],
+)
+def test_a_stranger_cannot_hold_a_place_with_a_body_that_never_comes(
+    method: str, headers: list[tuple[str, str]], status: int
+) -> None:
+    guard, echo = guarded(body_seconds=0.0)  # waiting for the body would be 408
+    for token in (None, TOKEN):
+        scope = head("/health", method, [OUR_HOST, *headers], token=token)
+        reply = fetch(guard, scope, [b"{"], then_hangs=True)
+        refused(reply, echo, status)
+        assert reply.headers.get("allow") == ("GET, HEAD" if status == 405 else None)
 
 
 def test_health_is_found_by_the_path_as_it_was_sent() -> None:
@@ -354,18 +377,33 @@ def test_the_lifespan_passes() -> None:
     assert len(echo.scopes) == 1
 
 
+class EchoSocket:
+    """Accepts a socket and stays."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await anyio.sleep_forever()
+
+
 class FakeTransport(asyncio.Transport):
     """A connection without a wire."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.written, self.is_closed = b"", False
+        self.written, self.is_closed, self.is_aborted = b"", False, False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += bytes(data)
 
     def close(self) -> None:
         self.is_closed = True
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        pass
 
     def is_closing(self) -> bool:
         return self.is_closed
@@ -378,6 +416,66 @@ class FakeTransport(asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
+
+
+def test_a_connection_that_is_refused_writes_no_log() -> None:
+    server_config(Guard(Echo(), POLICY), "127.0.0.1", 8765)
+    log = logging.getLogger("uvicorn.error")
+    assert not log.isEnabledFor(logging.WARNING) and log.isEnabledFor(logging.ERROR)
+
+
+def upgrade(head: bytes, app: App | None = None) -> tuple[FakeTransport, FakeTransport]:
+    """A connection that begins a socket: as it is at once, and after its time for the handshake."""
+    from uvicorn.server import ServerState
+
+    transport, later = FakeTransport(), FakeTransport()
+
+    async def go() -> None:
+        state = ServerState()
+        config = server_config(app or Guard(Echo(), POLICY), "127.0.0.1", 8765)
+        TimedProtocol(config, state, {}).connection_made(transport)
+        (http,) = state.connections
+        http.data_received(head)
+        await asyncio.sleep(0)
+        await anyio.wait_all_tasks_blocked()
+        later.written, later.is_closed = transport.written, transport.is_closed
+        (socket,) = state.connections
+        assert isinstance(socket, StallingSocketProtocol) and socket._handshake_timer is not None
+        assert socket._handshake_timer.when() <= asyncio.get_running_loop().time() + 10
+        if later.is_closed:
+            socket.shutdown()  # as Ctrl-C does; a fault would show here
+        socket._handshake_timer._run()
+        socket.connection_lost(None)
+        for task in state.tasks:
+            task.cancel()
+
+    asyncio.run(go())
+    return later, transport
+
+
+UPGRADE = (
+    f"GET /opd/ws HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {TOKEN}\r\nConnection: Upgrade\r\n"
+    "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+).encode()
+
+
+@pytest.mark.parametrize("extra", [b"Content-Length: 9\r\n", b"Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("begin", [UPGRADE, UPGRADE.replace(HOST.encode(), b"evil.com"), b"POST" + UPGRADE[3:]])
+def test_a_handshake_that_can_never_be_is_refused_at_once(begin: bytes, extra: bytes) -> None:
+    at_once, _ = upgrade(begin + extra + b"\r\n")
+    assert at_once.written.startswith(b"HTTP/1.1 400") and at_once.is_closed
+    head, _, body = at_once.written.partition(b"\r\n\r\n")
+    assert f"content-length: {len(body)}".encode() in head
+
+
+def test_a_handshake_that_nobody_answers_is_given_up_and_one_that_was_answered_is_not() -> None:
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        await anyio.sleep_forever()
+
+    at_once, later = upgrade(UPGRADE + b"\r\n", silent)
+    assert not at_once.is_closed and later.is_aborted
+    at_once, later = upgrade(UPGRADE + b"\r\n", EchoSocket())
+    assert at_once.written.startswith(b"HTTP/1.1 101") and not later.is_aborted
 
 
 def wire(*chunks: bytes) -> tuple[FakeTransport, bool]:

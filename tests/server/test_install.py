@@ -291,12 +291,55 @@ def test_without_the_claude_command_the_command_line_is_shown(user: Installer, t
 def test_a_failing_claude_command_is_told_with_the_line_to_type_and_no_secret(
     user: Installer, claude: list[Sequence[str]]
 ) -> None:
-    entry = {"type": "stdio", "command": "/old/opd", "args": [], "env": {"OTHER": "hunter2"}}
+    entry = {"type": "stdio", "command": "/old/opd", "args": [], "env": {}}
     user.write(".claude.json", json.dumps({"mcpServers": {"opd": entry}}))
     with pytest.raises(ConfigError, match="no such scope") as refused:
         user("claude-code", run=lambda words: (1, "no such scope\x1b[31m"))
-    assert "\x1b" not in str(refused.value) and "hunter2" not in str(refused.value)
-    assert "claude mcp add-json" in str(refused.value)
+    assert "\x1b" not in str(refused.value) and "claude mcp add-json" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "names"),
+    [
+        ({"command": "/old/opd", "args": [], "env": {"OTHER": "hunter2", "OPD_HOME": "/h"}}, "(OTHER)"),
+        ({"command": "/old/opd", "env": {}, "auth": "hunter2"}, "(auth)"),
+        ({"type": "http", "url": "http://h/hunter2", "headers": {"Authorization": "hunter2"}}, "(url, headers)"),
+        ({"command": "/old/opd", "env": "hunter2"}, "(env)"),
+    ],
+)
+def test_an_entry_of_claude_code_with_values_of_others_is_left_and_the_person_told(
+    user: Installer, claude: list[Sequence[str]], entry: dict[str, Any], names: str
+) -> None:
+    def run(words: Sequence[str]) -> tuple[int, str]:
+        claude.append(words)
+        return 0, ""
+
+    path = user.write(".claude.json", json.dumps({"mcpServers": {"opd": entry}}))
+    before = path.read_bytes()
+    told = user("claude-code", run=run)
+    assert claude == [] and path.read_bytes() == before
+    assert names in told and "nothing was changed" in told and "hunter2" not in told
+    assert "claude mcp remove --scope user opd" in told and "claude mcp add-json --scope user opd" in told
+
+
+@pytest.mark.parametrize("works_again", [True, False])
+def test_an_entry_of_claude_code_that_could_not_be_replaced_is_put_back(
+    user: Installer, claude: list[Sequence[str]], works_again: bool
+) -> None:
+    entry = {"type": "stdio", "command": "/old/opd", "args": ["serve"]}
+
+    def run(words: Sequence[str]) -> tuple[int, str]:
+        claude.append(words)
+        is_old = json.loads(words[-1]) == entry if words[2] == "add-json" else None
+        return (0 if is_old is None or (is_old and works_again) else 1), "it broke"
+
+    user.write(".claude.json", json.dumps({"mcpServers": {"opd": entry}}))
+    with pytest.raises(ConfigError, match="it broke") as refused:
+        user("claude-code", run=run)
+    assert [words[2] for words in claude] == ["remove", "add-json", "add-json"]
+    assert json.loads(claude[-1][-1]) == entry
+    assert ("is back as it was" in str(refused.value)) is works_again
+    assert ("is gone" in str(refused.value) and "/old/opd" in str(refused.value)) is not works_again
 
 
 def test_the_command_line_installs_and_refuses_in_plain_words(

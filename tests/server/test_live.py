@@ -25,12 +25,13 @@ from opd_core.seams import utc_moment
 from opd_core.state.events import add_event
 from server.feed import Feed
 from server.guard import App, Guard, GuardPolicy, Message, Receive, Scope, Send
+from server.http_app import http_app
 from server.listening import TimedProtocol, server_config
 from server.live import live_routes
 from server.settings import Settings
 from server.stalls import StallingSocketProtocol
 from server.use_cases import HomeUseCases, UseCases
-from tests.server.asgi import TOKEN, head, socket_head
+from tests.server.asgi import HOST, TOKEN, head, socket_head
 from tests.server.fakes import FakeUseCases
 from tests.server.feed_kit import Writer, quick_feed
 from tests.server.records import make_row
@@ -91,6 +92,18 @@ def test_a_socket_with_wrong_arguments_is_refused_with_a_problem(cases: FakeUseC
     ):
         pass
     assert refused.value.status_code == 422 and refused.value.json()["detail"]
+
+
+@pytest.mark.parametrize("query", ["after=%ff", "after", "&"])
+def test_a_socket_with_an_unreadable_query_is_refused_with_a_problem(cases: FakeUseCases, query: str) -> None:
+    app = http_app(cases, token=TOKEN, hosts=frozenset({HOST}), origins=frozenset())
+    with (
+        TestClient(app, base_url=f"http://{HOST}") as client,
+        pytest.raises(WebSocketDenialResponse) as refused,
+        client.websocket_connect(f"/opd/ws?{query}", headers={"host": HOST, "authorization": f"Bearer {TOKEN}"}),
+    ):
+        pass
+    assert refused.value.status_code == 400 and "name=value" in refused.value.json()["detail"]
 
 
 def test_a_run_that_nobody_knows_is_refused(home: HomePaths) -> None:

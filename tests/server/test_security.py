@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from opd_core.config import RunConfig
 from server import cli, http_app
+from server.app import server_for
 from server.arguments import input_schema
 from server.guard import Guard, GuardPolicy, Scope
 from server.verbs import VERBS
@@ -197,8 +198,16 @@ def test_mcp_sessions_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
     """S5."""
     monkeypatch.setattr(http_app, "MAX_MCP_SESSIONS", 3)
     with TestClient(door(), base_url=f"http://{HOST}", headers=dict([BEARER])) as client:
-        statuses = [initialize(client).status_code for _ in range(5)]
-    assert statuses[:3] == [200] * 3 and all(status >= 400 for status in statuses[3:])
+        replies = [initialize(client) for _ in range(5)]
+    assert [reply.status_code for reply in replies] == [200] * 3 + [503] * 2
+    assert [reply.headers.get("retry-after") for reply in replies] == [None] * 3 + ["30"] * 2
+
+
+def test_an_mcp_session_that_nobody_uses_gives_its_place_back_soon() -> None:
+    """S5."""
+    server = server_for(FakeUseCases())
+    http_app.mcp_route(server, frozenset({HOST}), frozenset())
+    assert server.session_manager.session_idle_timeout == 300.0
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])

@@ -153,6 +153,21 @@ def test_the_largest_answers_stay_under_twenty_kilobytes_and_say_what_was_cut(tm
     assert data_of(log)["cut"] and data_of(log)["lines"][-1]["line"] == 199
 
 
+def test_a_search_says_how_many_lines_its_pattern_could_not_be_tried_on() -> None:
+    arguments = {"mode": "grep", "pattern": "(a+)+$", "regex": True}
+
+    def answered(timeouts: int, *lines: LogLine) -> dict[str, Any]:
+        part = LogPart(9, 90, lines, (), None, timeouts=timeouts)
+        return data_of(call(FakeUseCases(rows=[make_row()], log=part), "read_log", arguments))
+
+    none = answered(2)
+    assert "there are no such lines in the part" in none["summary"]
+    assert "2 lines were passed over because the pattern took too long" in none["cut"]
+    one = answered(1, LogLine(1, "aa"))
+    assert "there is 1 line with '(a+)+$'" in one["summary"] and "1 line was passed over" in one["cut"]
+    assert answered(0)["cut"] is None
+
+
 def test_a_diagnosis_names_the_first_change_and_says_to_stop_a_run_that_goes_on() -> None:
     cases = FakeUseCases(rows=[make_row()], lines=train_lines(repetition_rate=0.9), evals=eval_lines(0.2, 0.4))
     data = data_of(call(cases, "diagnose_run"))
@@ -169,6 +184,9 @@ def test_prompts_that_leave_no_room_for_an_answer_are_told_with_the_length_that_
     data = data_of(ask("inspect_prompts", {"prompts_path": path, "base_model_path": "tiny"}))
     assert data["over_length"] == 50 and data["context_length"] == 512
     assert "rollout_max_tokens 497" in data["next_step"]  # 512 less 15
+    assert "context of 512 tokens, 50 prompts leave no room for an answer of 512 tokens." in data["summary"]
+    text = text_of(ask("inspect_prompts", {"prompts_path": path, "base_model_path": "tiny"}))
+    assert "- no room for an answer of rollout_max_tokens: lines 1, 2," in text and "too long" not in text
 
 
 def test_a_file_that_cannot_be_used_is_told_with_its_lines(tmp_path: Path) -> None:

@@ -117,11 +117,29 @@ def test_what_is_done_already_or_refused_is_answered_at_once() -> None:
 
 
 def test_waiting_for_a_job_of_another_kind_stays_a_bounded_wait() -> None:
-    async def conversation(client: Client) -> None:
-        waited = await call(client, "wait_for_run", {"run_id": "comparison_1", "timeout_seconds": 0})
-        assert waited["structuredContent"]["timed_out"] is True
+    class Ending(KnownRuns):
+        def status(self, run_id: str | None) -> RunRow:
+            row = super().status(run_id)
+            return row if len(self.asked) < 4 else completed(kind=row.kind, run_id=row.run_id)
 
-    talk(KnownRuns(rows=[job("comparison")]), conversation)
+    async def conversation(client: Client) -> None:
+        waited = await call(client, "wait_for_run", {"run_id": "comparison_1"})
+        assert waited["resultType"] == "complete" and waited["structuredContent"]["state"] == "completed"
+
+    talk(Ending(rows=[job("comparison")]), conversation)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "kind"),
+    [("wait_for_run", {}, "distillation"), ("compare_adapters", {}, "comparison"), ("probe_teacher", CONFIG, "probe")],
+)
+def test_a_wait_of_a_length_that_was_asked_for_is_no_task(tool: str, arguments: dict[str, Any], kind: str) -> None:
+    async def conversation(client: Client) -> None:
+        waited = await call(client, tool, {**arguments, "timeout_seconds": 0})
+        assert waited["resultType"] == "complete" and not waited.get("isError")
+        assert f"{kind}_1" in waited["structuredContent"]["summary"]
+
+    talk(KnownRuns(rows=[job(kind)]), conversation)
 
 
 def test_cancelling_a_task_stops_its_run_and_is_acknowledged_emptily() -> None:

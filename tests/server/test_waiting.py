@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import pytest
 
 from opd_core.errors import RunNotFoundError
 from opd_core.state.rows import RunRow
-from server.waiting import wait_for_end
+from server import verbs, waiting
+from server.waiting import Report, wait_for_end
+from tests.server.fakes import FakeUseCases, call, data_of
 from tests.server.records import completed, make_row
 
 
@@ -99,6 +101,26 @@ def test_a_job_without_steps_reports_its_share() -> None:
     ]
     _, reports, _ = wait([*rows, completed()], 60)
     assert reports[0] == (0.0, "evaluation, base: 0 of 8") and reports[1] == (0.5, "evaluation, base: 4 of 8")
+
+
+def test_a_stop_is_asked_for_at_once_and_its_wait_is_the_one_that_holds_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits = []
+
+    async def recorded(read: Callable[[], RunRow], report: Report, timeout_seconds: float) -> RunRow:
+        waits.append(timeout_seconds)
+        return await wait_for_end(read, report, timeout_seconds)
+
+    monkeypatch.setattr(verbs, "wait_for_end", recorded)
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.0)
+    stopping = make_row(state="stopping")
+    cases = FakeUseCases(rows=[stopping, stopping, stopping, make_row(state="stopped")])
+    data = data_of(call(cases, "stop_distillation", {"timeout_seconds": 3600}))
+    assert data["state"] == "stopped" and waits == [50.0]
+    assert cases.asked == [("stop", None, 0.0), *[("status", "opd_1")] * 3]
+    data = data_of(call(FakeUseCases(rows=[stopping]), "stop_distillation", {"timeout_seconds": 0}))
+    assert data["state"] == "stopping" and data["message"].startswith("The run ends after the work in hand")
 
 
 def test_what_the_reader_raises_is_passed_on() -> None:

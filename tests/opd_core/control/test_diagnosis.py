@@ -123,6 +123,22 @@ def test_what_is_suggested_are_fields_of_a_configuration_with_values_it_takes(na
         parse_config({"base_model_path": "m", "prompts_path": "p", **suggestion.settings})
 
 
+@pytest.mark.parametrize(
+    ("given", "change", "why"),
+    [
+        (("prompts_path",), "Give a validation_prompts_path with", "a fifth of the training file is held out"),
+        (("validation_prompts_path",), "Give a prompts_path for training, and", "the only one given, so it was split"),
+        (("prompts_path", "validation_prompts_path"), "Give a validation_prompts_path with", "it has no more"),
+    ],
+)
+def test_few_held_out_prompts_are_explained_by_the_files_that_were_given(
+    given: tuple[str, ...], change: str, why: str
+) -> None:
+    files = dict.fromkeys(("prompts_path", "validation_prompts_path")) | dict.fromkeys(given, "file.jsonl")
+    (suggestion,) = diagnose(seen(evals=eval_lines(0.2, 0.4, 0.6, held_out_prompts=19), config=files)).suggestions
+    assert suggestion.change.startswith(change) and why in suggestion.why
+
+
 def test_a_run_that_got_better_is_healthy_and_its_gain_is_said() -> None:
     found = diagnose(seen())
     assert found.verdict == "healthy" and "task score from 20.0% to 60.0%" in found.summary

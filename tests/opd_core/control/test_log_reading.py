@@ -71,7 +71,8 @@ def test_a_search_finds_plain_text_in_any_case_and_patterns_when_asked(tmp_path:
 
 def test_a_pattern_that_explodes_ends_in_time(tmp_path: Path) -> None:
     part = read(write(tmp_path, f"{'a' * 5000}!\nfine\n"), "grep", pattern=r"(a+)+$|fine", is_regex=True)
-    assert (2, "fine") in shown(part)
+    assert (2, "fine") in shown(part) and part.timeouts == 1
+    assert read(tmp_path / "run.log", "grep", pattern="fine").timeouts == 0
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,7 @@ def test_a_pattern_that_explodes_ends_in_time(tmp_path: Path) -> None:
         ("grep", {}, "needs a pattern"),
         ("tail", {"pattern": "x"}, "mode"),
         ("grep", {"pattern": "(", "is_regex": True}, "no expression"),
+        ("grep", {"pattern": "(?:a{1000}){1000}", "is_regex": True}, "multiply to more than 10,000"),
     ],
 )
 def test_a_search_without_a_pattern_or_with_a_bad_one_is_refused(

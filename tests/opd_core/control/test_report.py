@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import stat
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from opd_core.control import report_samples
 from opd_core.control.axes import Scale, tick_label
 from opd_core.control.evidence import RunEvidence, SpendEntry
 from opd_core.control.investigate import spend_by_kind
@@ -196,6 +198,26 @@ def test_samples_without_a_comparison_are_those_before_and_after(home: HomePaths
     assert "before training, step 0" in text and "best adapter, step 30" in text
 
 
+def test_answers_are_read_from_a_regular_file_alone_and_no_line_is_read_without_an_end(
+    home: HomePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [
+        {"step": 0, "prompt_id": f"p{number}", "prompt": "x", "completion": f"answer {number}" + "z" * length}
+        for number, length in enumerate((0, 5000, 0))
+    ]
+    path = home.rollouts("opd_1", "val")
+    JsonlFile(path).append(records)
+    monkeypatch.setattr(report_samples, "MAX_LINE_BYTES", 1000)
+    text = Page(written(seen(best_step=30), home)[0]).text
+    assert "answer 0" in text and "answer 2" in text and "answer 1" not in text
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert "answer 0" not in Page(written(seen(best_step=30), home)[0]).text
+    path.unlink()
+    os.mkfifo(path)
+    assert "No held-out answers" in Page(written(seen(best_step=30), home)[0]).text
+
+
 def test_provenance_has_hashes_and_says_when_the_adapter_is_not_the_checkpoints(
     home: HomePaths, tmp_path: Path
 ) -> None:
@@ -284,5 +306,6 @@ def test_ticks_are_written_shortly() -> None:
 def test_a_sparkline_tells_first_lowest_highest_and_last() -> None:
     assert sparkline([0.0, 1.0, 0.5]) == "▁█▅ first 0, min 0, max 1, last 0.5"
     assert sparkline([]) == "no values"
+    assert sparkline([0.70001, 0.70002]) == "▅▅ first 0.7, min 0.7, max 0.7, last 0.7"
     assert sparkline([2.0]) == "▅ first 2, min 2, max 2, last 2"
     assert len(sparkline([float(value) for value in range(1000)]).split()[0]) == 40
