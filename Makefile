@@ -23,8 +23,9 @@ demo: $(READY)
 	@OPD_HOME='$(OPD_HOME)' $(BIN)/opd demo
 
 # One BLAS thread: on a busy machine two wait for each other far longer than they compute.
+PROCESSES ?= 2
 test: $(READY)
-	OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python -m pytest -m "not suite"
+	OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python -m pytest -m "not suite" -n $(PROCESSES) --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -52,7 +52,7 @@ def test_two_gigabytes_and_a_line_of_half_of_one_are_refused_without_being_read(
         file.seek(500_000_000)
         file.write(b"\n")
         file.truncate(2 * 2**30)
-    assert "has more than the 268435456 bytes" in read_with_little_memory(path, 256 * 2**20)
+    assert "larger than 268435456 bytes" in read_with_little_memory(path, 256 * 2**20)
     assert "line 2: longer than 1048576 bytes" in read_with_little_memory(path, 2**40)
 
 

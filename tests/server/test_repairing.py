@@ -58,6 +58,6 @@ def test_the_command_hands_on_whether_to_repair(
         asked.append(repair)
         return 1
 
-    monkeypatch.setattr("server.doctor.examine", lambda: 0)
+    monkeypatch.setattr("server.doctor.examine", lambda port: 0)
     monkeypatch.setattr("server.repairing.look_after_home", look_after)
     assert cli.main(arguments) == 1 and asked == [repairs]

@@ -114,7 +114,7 @@ def test_stop_gives_step_checkpoint_and_message() -> None:
 
 
 def test_stop_that_needs_longer_says_so() -> None:
-    data = data_of(call(FakeUseCases(rows=[make_row(state="stopping")]), "stop_distillation"))
+    data = data_of(call(FakeUseCases(rows=[make_row(state="stopping")]), "stop_distillation", {"timeout_seconds": 0}))
     assert data["state"] == "stopping" and "wait_for_run" in data["next_step"]
 
 
