@@ -54,6 +54,11 @@ class BlasReport:
     reason: str
 
 
+def core_count() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def find_fast_blas() -> FastBlas:
     """The first OpenBLAS this machine can run, by looking only; nothing is loaded, nothing is raised.
 
@@ -94,7 +99,7 @@ def worker_environment(link_dir: Path) -> dict[str, str]:
         return {}
     # One core stays free: OpenBLAS threads spin while they wait for each other, and on a core they have to share with
     # anything else a decoding step was seen to take 20 times as long.
-    spare = str(max(1, len(os.sched_getaffinity(0)) - 1))
+    spare = str(max(1, core_count() - 1))
     threads = os.environ.get("OPENBLAS_NUM_THREADS", spare)
     # faiss-cpu's OpenBLAS is an OpenMP build and reads the second name.
     extra = {name: threads for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS") if name not in os.environ}

@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "training": (
         "method", "num_rollouts_per_prompt", "rollout_max_tokens", "rollout_temperature", "rollout_top_p",
         "batch_size", "num_training_steps", "learning_rate", "lr_warmup_steps", "gradient_clip_norm",
-        "lora_rank", "lora_scale", "lora_keys", "use_dora",
+        "gradient_checkpointing", "lora_rank", "lora_scale", "lora_keys", "use_dora",
     ),
     "loss": (
         "beta", "token_weighting", "kl_weight", "kl_schedule", "kl_warmup_steps", "use_sft_mixup", "sft_weight",
@@ -95,6 +95,9 @@ class RunConfig(Frozen):
     )
     lr_warmup_steps: int = Field(5, ge=0, le=1_000_000, description="Steps of linear learning-rate warm-up.")
     gradient_clip_norm: float = Field(1.0, gt=0.0, le=1e6, description="Largest global gradient norm.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute each layer on the way back: less memory in the update, about a third more time."
+    )
     lora_rank: int | None = Field(None, ge=1, le=1024, description="Rank of a new adapter (default 32).")
     lora_scale: float | None = Field(None, gt=0.0, le=1e4, description="mlx-lm scale of a new adapter (default 2).")
     lora_keys: Annotated[tuple[Text, ...], Strict(False)] | None = Field(

@@ -36,9 +36,11 @@ def tiny_config(vocab_size: int = 259, tied: bool = True) -> dict[str, object]:
     }
 
 
-def tiny_llama(seed: int = 0, gain: float = 3.0, vocab_size: int = 259, tied: bool = True) -> llama.Model:
+def tiny_llama(
+    seed: int = 0, gain: float = 3.0, vocab_size: int = 259, tied: bool = True, layers: int = 2
+) -> llama.Model:
     """The model itself, seeded; `gain` spreads its logits so that sampling and divergences are not near uniform."""
-    config = tiny_config(vocab_size, tied)
+    config = tiny_config(vocab_size, tied) | {"num_hidden_layers": layers}
     model = llama.Model(llama.ModelArgs.from_dict(config))
     keys = mx.random.split(mx.random.key(seed), len(flat(model.parameters())))
     weights = []

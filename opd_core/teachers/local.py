@@ -17,7 +17,7 @@ import mlx.nn as nn
 from opd_core.config import RunConfig
 from opd_core.errors import CompatibilityError, ConfigError
 from opd_core.teachers.base import TeacherContext
-from opd_core.training.logprobs import PrefixCache, common_prefix_length, make_scorer, pack
+from opd_core.training.logprobs import common_prefix_length, make_scorer, pack
 from opd_core.training.lora import LoadedBase, load_base, make_student
 from opd_core.training.rollouts import Decoded, Sampling, decode, random_key
 from opd_core.training.tokenization import check_same_encoding
@@ -47,16 +47,16 @@ class LocalTeacher:
         self._ids: dict[str, tuple[int, ...]] = {}
         probes = [context.ids(tokenizer, conversation) for conversation in PROBE_CONVERSATIONS]
         self._prefix_ids = probes[0][: common_prefix_length(probes)]
-        shared = len(self._prefix_ids) >= MIN_PREFIX and PrefixCache.fits(model)
-        self._prefix = PrefixCache(model, self._prefix_ids) if shared else None
+        shared = len(self._prefix_ids) >= MIN_PREFIX and scorer.layers is not None
+        self._prefix = scorer.read(self._prefix_ids) if shared else None
 
     def states(self, conversations: Sequence[Sequence[Message]], completions: Sequence[Sequence[int]]) -> mx.array:
         """See `TokenTeacher.states`. The fixed context is read from its cache when every prompt begins with it."""
         prompts = [self._prompt_ids(conversation) for conversation in conversations]
         prefix = self._prefix
-        if prefix is not None and any(prompt[: prefix.length] != self._prefix_ids for prompt in prompts):
+        if prefix is not None and any(prompt[: len(self._prefix_ids)] != self._prefix_ids for prompt in prompts):
             prefix = None  # a prompt with a system turn of its own changes the context
-        batch = pack(prompts, completions, skip=prefix.length if prefix else 0)
+        batch = pack(prompts, completions, skip=len(self._prefix_ids) if prefix else 0)
         return mx.stop_gradient(self._scorer.states(batch, prefix))
 
     def context_length(self, conversation: Sequence[Message]) -> int:

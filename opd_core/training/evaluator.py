@@ -6,6 +6,7 @@ reverse KL and the agreement are means over the tokens of those answers.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from opd_core.extractor import WHOLE, CheckSpec, ExtractorSpec, score
 from opd_core.paths import utc_now
 from opd_core.prompt_files import PromptExample
 from opd_core.training.arrays import number
-from opd_core.training.logprobs import micro_batches, pack
+from opd_core.training.lanes import lanes
+from opd_core.training.logprobs import pack
 from opd_core.training.lora import Student, decoding_model
-from opd_core.training.losses import score_divergence
+from opd_core.training.losses import TokenDivergence, score_divergence
+from opd_core.training.micro_batches import Size, micro_batches
 from opd_core.training.rollouts import Decoded, Sampling, decode, random_key, repetition_rate
 from opd_core.training.teaching import TokenTeacher
 from opd_core.training.tokenization import decode_completion, prompt_ids
@@ -152,11 +155,15 @@ def _score_tokens(
     """Mean reverse KL and agreement of each rollout."""
     width = min(student.scorer.vocab_size, teacher.vocab_size)
     results: list[tuple[float | None, float | None]] = [(None, None)] * len(rollouts)
-    lengths = [teacher.context_length(rollout.messages) + len(rollout.completion_ids) for rollout in rollouts]
-    for group in micro_batches(lengths, SCORING_TOKENS_PER_BATCH):
+    sizes = [
+        Size(rollout.prompt_ids, teacher.context_length(rollout.messages), len(rollout.completion_ids))
+        for rollout in rollouts
+    ]
+
+    def part(group: Sequence[int]) -> TokenDivergence:
         members = [rollouts[index] for index in group]
         batch = pack([member.prompt_ids for member in members], [member.completion_ids for member in members])
-        terms = score_divergence(
+        return score_divergence(
             student.scorer.states(batch),
             lambda states: student.scorer.head(states)[..., :width],
             teacher.states([member.messages for member in members], [member.completion_ids for member in members]),
@@ -164,11 +171,14 @@ def _score_tokens(
             1.0,
             student.scorer.positions_per_chunk,
         )
+
+    groups = micro_batches(sizes, SCORING_TOKENS_PER_BATCH, lanes().count)
+    for group, terms in zip(groups, lanes().run([functools.partial(part, group) for group in groups]), strict=True):
         offset = 0
-        for index, length in zip(group, batch.lengths, strict=True):
-            own = slice(offset, offset + length)
+        for index in group:
+            own = slice(offset, offset + len(rollouts[index].completion_ids))
             results[index] = (number(mx.mean(terms.value[own])), number(mx.mean(terms.agreement[own])))
-            offset += length
+            offset = own.stop
     return results
 
 

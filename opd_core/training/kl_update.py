@@ -10,6 +10,7 @@ pulls hard does not pull the student off (κ = 0: none).
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,18 +20,20 @@ import mlx.nn as nn
 from opd_core.config import RunConfig
 from opd_core.prompt_files import PromptExample
 from opd_core.training.arrays import floats, number
-from opd_core.training.logprobs import PackedBatch, micro_batches, pack
+from opd_core.training.lanes import lanes
+from opd_core.training.logprobs import PackedBatch, pack
 from opd_core.training.lora import Student, head_is_trained
 from opd_core.training.losses import Head, TokenDivergence, head_divergence, head_divergence_plain, kl_weight_at
+from opd_core.training.micro_batches import Size, micro_batches
 from opd_core.training.teaching import TokenTeacher
 from opd_core.training.updates import (
-    TRAINING_TOKENS_PER_BATCH,
     AdapterOptimizer,
     IdPair,
     StepResult,
     adapter_gradient,
     add_gradients,
     nll_gradient,
+    training_tokens_per_batch,
 )
 from opd_core.types import Rollout
 
@@ -73,9 +76,9 @@ class KlUpdater:
         )
         result = StepResult(kl_loss=0.0, kl_weight=weight, learned_from=len(rollouts))
         gradients: object = None
-        for batch, members in self._micro_batches(rollouts):
-            teacher_states = self._teacher_states(members, batch, result)
-            gradients = add_gradients(gradients, self._gradient(batch, teacher_states, tokens, result))
+        for groups in lanes().rounds(self._micro_batches(rollouts)):
+            teacher_states = self._teacher_states(groups, result)
+            gradients = add_gradients(gradients, self._gradient(groups, teacher_states, tokens, result))
         if config.use_sft_mixup:
             gradients = add_gradients(gradients, self._mixin_gradient(examples, result))
         self.optimizer.apply(gradients, step, result)
@@ -88,28 +91,59 @@ class KlUpdater:
     def load_arrays(self, arrays: dict[str, mx.array]) -> None:
         """See `Updater.load_arrays`."""
 
-    def _micro_batches(self, rollouts: Sequence[Rollout]) -> list[tuple[PackedBatch, list[Rollout]]]:
-        lengths = [
-            max(len(rollout.prompt_ids), self._teacher.context_length(rollout.messages)) + len(rollout.completion_ids)
+    def _micro_batches(self, rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+        sizes = [
+            Size(
+                rollout.prompt_ids,
+                max(len(rollout.prompt_ids), self._teacher.context_length(rollout.messages)),
+                len(rollout.completion_ids),
+            )
             for rollout in rollouts
         ]
-        batches = []
-        for group in micro_batches(lengths, TRAINING_TOKENS_PER_BATCH):
-            members = [rollouts[index] for index in group]
-            packed = pack([member.prompt_ids for member in members], [member.completion_ids for member in members])
-            batches.append((packed, members))
-        return batches
+        groups = micro_batches(sizes, training_tokens_per_batch(), lanes().count)
+        return [[rollouts[index] for index in group] for group in groups]
 
-    def _teacher_states(self, members: Sequence[Rollout], batch: PackedBatch, result: StepResult) -> mx.array:
+    def _teacher_states(self, groups: Sequence[list[Rollout]], result: StepResult) -> list[mx.array]:
         started = time.perf_counter()
-        states = self._teacher.states([m.messages for m in members], [m.completion_ids for m in members])
-        mx.eval(states)
+        found = lanes().run(
+            [
+                functools.partial(
+                    self._teacher.states, [m.messages for m in members], [m.completion_ids for m in members]
+                )
+                for members in groups
+            ]
+        )
         result.teacher_seconds += time.perf_counter() - started
-        return states
+        return found
 
-    def _gradient(self, batch: PackedBatch, teacher_states: mx.array, tokens: int, result: StepResult) -> object:
+    def _gradient(
+        self, groups: Sequence[list[Rollout]], teacher_states: Sequence[mx.array], tokens: int, result: StepResult
+    ) -> object:
+        """The gradient of groups that run side by side, and their figures."""
         started = time.perf_counter()
-        weight, anchor_weight = result.kl_weight or 0.0, self._config.anchor_weight
+        batches = [pack([m.prompt_ids for m in members], [m.completion_ids for m in members]) for members in groups]
+        parts = [
+            functools.partial(self._part, batch, states, result.kl_weight or 0.0, tokens)
+            for batch, states in zip(batches, teacher_states, strict=True)
+        ]
+        gradients: object = None
+        for (value, terms, drift), gradient in lanes().run(parts):
+            gradients = add_gradients(gradients, gradient)
+            result.total_loss += number(value) / tokens
+            result.kl_loss = (result.kl_loss or 0.0) + number(mx.sum(terms.value)) / tokens
+            if self._anchor is not None:
+                result.extras["anchor_kl"] = (result.extras.get("anchor_kl") or 0.0) + number(drift) / tokens
+            result.values += floats(terms.reverse_kl)
+            result.entropies += floats(terms.student_entropy)
+            result.agreements += floats(terms.agreement)
+        mx.eval(gradients)
+        result.update_seconds += time.perf_counter() - started
+        return gradients
+
+    def _part(
+        self, batch: PackedBatch, teacher_states: mx.array, weight: float, tokens: int
+    ) -> tuple[tuple[mx.array, TokenDivergence, mx.array], object]:
+        """What one group gives, not yet computed."""
         anchor_states = mx.stop_gradient(self._anchor.scorer.states(batch)) if self._anchor else None
 
         def loss(_: nn.Module) -> tuple[mx.array, TokenDivergence, mx.array]:
@@ -119,20 +153,10 @@ class KlUpdater:
             if self._anchor is not None and anchor_states is not None:
                 scorer = self._anchor.scorer
                 drift = mx.sum(self._divergence(states, anchor_states, scorer.head, scorer.vocab_size, 1.0).value)
-                total = total + anchor_weight * drift
+                total = total + self._config.anchor_weight * drift
             return total, terms, drift
 
-        (value, terms, drift), gradient = adapter_gradient(self._student, loss, 1.0 / tokens)
-        mx.eval(gradient, terms, drift)
-        result.total_loss += number(value) / tokens
-        result.kl_loss = (result.kl_loss or 0.0) + number(mx.sum(terms.value)) / tokens
-        if self._anchor is not None:
-            result.extras["anchor_kl"] = (result.extras.get("anchor_kl") or 0.0) + number(drift) / tokens
-        result.values += floats(terms.reverse_kl)
-        result.entropies += floats(terms.student_entropy)
-        result.agreements += floats(terms.agreement)
-        result.update_seconds += time.perf_counter() - started
-        return gradient
+        return adapter_gradient(self._student, loss, 1.0 / tokens)
 
     def _divergence(
         self, states: mx.array, other_states: mx.array, other_head: Head, other_width: int, beta: float | None = None

@@ -23,6 +23,7 @@ from opd_core.config import RunConfig
 from opd_core.errors import CompatibilityError, ConfigError, ModelFileError
 from opd_core.training.arrays import flat
 from opd_core.training.logprobs import Scorer, make_scorer
+from opd_core.training.recomputing import recompute_layers
 from opd_core.training.tokenization import stop_ids
 
 ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
@@ -134,11 +135,15 @@ def initial_student(config: RunConfig, base: LoadedBase, is_trained: bool = True
         CompatibilityError, ConfigError: as `make_student`.
     """
     if config.student_adapter_path is not None:
-        return make_student(base, Path(config.student_adapter_path))
-    if not is_trained:
+        student = make_student(base, Path(config.student_adapter_path))
+    elif is_trained:
+        new = NewAdapter(config.lora_rank or 32, config.lora_scale or 2.0, config.lora_keys, config.use_dora)
+        student = make_student(base, None, new, config.seed)
+    else:
         return make_student(base)
-    new = NewAdapter(config.lora_rank or 32, config.lora_scale or 2.0, config.lora_keys, config.use_dora)
-    return make_student(base, None, new, config.seed)
+    if config.gradient_checkpointing:
+        recompute_layers(student.model)
+    return student
 
 
 def share_weights(module: nn.Module) -> nn.Module:

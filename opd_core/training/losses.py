@@ -102,11 +102,10 @@ def score_divergence(
     _check_lengths(student_states, teacher_states)
     rows: list[list[mx.array]] = []
     for chunk in _chunks(student_states.shape[0], positions_per_chunk):
-        student_logits = student_head(student_states[chunk])
-        terms = divergence_terms(student_logits, teacher_head(teacher_states[chunk]), beta)
+        chunk_states, teacher_rows = _after([student_states[chunk], teacher_states[chunk]], rows)
+        terms = divergence_terms(student_head(chunk_states), teacher_head(teacher_rows), beta)
         rows.append([terms.value, terms.reverse_kl, terms.student_entropy, terms.agreement])
-        mx.eval(rows[-1])
-    return TokenDivergence(*(mx.concatenate(list(column)) for column in zip(*rows, strict=True)))
+    return TokenDivergence(*_joined(rows))
 
 
 def head_nll(states: mx.array, head: Head, targets: mx.array, positions_per_chunk: int) -> mx.array:
@@ -130,13 +129,13 @@ def head_nll(states: mx.array, head: Head, targets: mx.array, positions_per_chun
 def score_nll(states: mx.array, head: Head, targets: mx.array, positions_per_chunk: int) -> mx.array:
     """`head_nll` without any gradient work: for evaluation and for frozen references."""
     _check_lengths(states, targets)
-    rows: list[mx.array] = []
+    rows: list[list[mx.array]] = []
     for chunk in _chunks(states.shape[0], positions_per_chunk):
-        logits = head(states[chunk]).astype(mx.float32)
-        chosen = mx.take_along_axis(logits, targets[chunk][:, None], axis=-1)[:, 0]
-        rows.append(mx.logsumexp(logits, axis=-1) - chosen)
-        mx.eval(rows[-1])
-    return mx.concatenate(rows)
+        chunk_states, ids = _after([states[chunk], targets[chunk]], rows)
+        logits = head(chunk_states).astype(mx.float32)
+        chosen = mx.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
+        rows.append([mx.logsumexp(logits, axis=-1) - chosen])
+    return _joined(rows)[0]
 
 
 def kl_weight_at(
@@ -169,7 +168,7 @@ def _fused(
             # linear head is not run a second time
             _, (gradient,) = mx.vjp(head, [chunk_states], [found.gradient.astype(logits.dtype)])
             rows.append([found.value, gradient, *found.extras])
-        return [mx.concatenate(list(column)) for column in zip(*rows, strict=True)]
+        return _joined(rows)
 
     def backward(_: mx.array, cotangents: list[mx.array], outputs: list[mx.array]) -> mx.array:
         return cotangents[0][:, None].astype(outputs[1].dtype) * outputs[1]
@@ -183,6 +182,10 @@ def _fused(
 def _after(inputs: list[mx.array], rows: list[list[mx.array]]) -> list[mx.array]:
     """Make a chunk wait for the one before it: else the lazy graph computes many chunks of logits side by side."""
     return mx.depends(inputs, rows[-1]) if rows else inputs
+
+
+def _joined(rows: list[list[mx.array]]) -> list[mx.array]:
+    return [mx.concatenate(list(column)) for column in zip(*rows, strict=True)]
 
 
 def _chunks(length: int, positions_per_chunk: int) -> list[slice]:

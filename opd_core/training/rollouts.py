@@ -11,7 +11,9 @@ resumed run needs no saved random state.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from opd_core.errors import CompatibilityError
 from opd_core.training.arrays import floats, ints
+from opd_core.training.lanes import lanes
 from opd_core.training.logprobs import common_prefix_length
 from opd_core.types import clean_text
 
@@ -69,36 +72,66 @@ def decode(
         key: from `random_key`; not used when greedy.
         should_stop: asked before every position; when true, decoding ends early and returns an empty list.
     """
-    rows = len(prompts) * rollouts_per_prompt
-    cache = _prefill(model, prompts, rollouts_per_prompt)
-    tokens = mx.array([prompt[-1] for prompt in prompts for _ in range(rollouts_per_prompt)])
-    uniforms = mx.random.uniform(shape=(sampling.max_tokens, rows), key=key)
-    alive = list(range(rows))
-    in_cache = list(alive)
-    ids: list[list[int]] = [[] for _ in range(rows)]
-    logprobs: list[list[float]] = [[] for _ in range(rows)]
+    uniforms = mx.random.uniform(shape=(sampling.max_tokens, len(prompts) * rollouts_per_prompt), key=key)
+    rows = [prompt for prompt in prompts for _ in range(rollouts_per_prompt)]
+    size = math.ceil(len(rows) / lanes().count)
+    parts = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+    writing = [_Writing(model, [rows[row] for row in part], uniforms[:, part.start : part.stop]) for part in parts]
+    lanes().run([part.read for part in writing])
     for position in range(sampling.max_tokens):
         if should_stop():
             return []
-        logits = model(tokens[:, None], cache=cache)[:, -1]
-        tokens, drawn = sample(logits, uniforms[position, mx.array(in_cache)], sampling)
-        mx.async_eval(tokens, drawn)
-        for row, token, logprob in zip(in_cache, ints(tokens), floats(drawn), strict=True):
-            if not ids[row] or ids[row][-1] not in stop_ids:
-                ids[row].append(token)
-                logprobs[row].append(logprob)
-        alive = [row for row in in_cache if ids[row][-1] not in stop_ids]
-        if not alive:
+        unfinished = [part for part in writing if part.alive]
+        if not unfinished:
             break
-        if len(alive) <= COMPACT_BELOW * len(in_cache):
-            keep = mx.array([in_cache.index(row) for row in alive])
-            for layer in cache:
+        drawn = lanes().run([functools.partial(part.draw, position, sampling) for part in unfinished])
+        for part, (tokens, logprobs) in zip(unfinished, drawn, strict=True):
+            part.take(tokens, logprobs, stop_ids)
+    return [decoded for part in writing for decoded in part.decoded(stop_ids)]
+
+
+class _Writing:
+    """Some rows of a batch, on a lane of their own; equal prompts are read once."""
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], uniforms: mx.array) -> None:
+        self._model, self._prompts, self._uniforms = model, prompts, uniforms
+        self._tokens = mx.array([prompt[-1] for prompt in prompts])
+        self._cache: list[Any] = []
+        self.alive = list(range(len(prompts)))
+        self._in_cache = list(self.alive)
+        self._ids: list[list[int]] = [[] for _ in prompts]
+        self._logprobs: list[list[float]] = [[] for _ in prompts]
+
+    def read(self) -> list[mx.array]:
+        """Prefill; returns what is to be evaluated."""
+        self._cache = _prefill(self._model, self._prompts)
+        return [layer.state for layer in self._cache]
+
+    def draw(self, position: int, sampling: Sampling) -> tuple[mx.array, mx.array]:
+        """The next id of every row in the cache, and its log-probability."""
+        logits = self._model(self._tokens[:, None], cache=self._cache)[:, -1]
+        self._tokens, logprobs = sample(logits, self._uniforms[position, mx.array(self._in_cache)], sampling)
+        return self._tokens, logprobs
+
+    def take(self, tokens: mx.array, logprobs: mx.array, stop_ids: frozenset[int]) -> None:
+        """Write down what was drawn, and let finished rows leave the cache when they are many."""
+        for row, token, logprob in zip(self._in_cache, ints(tokens), floats(logprobs), strict=True):
+            if not self._ids[row] or self._ids[row][-1] not in stop_ids:
+                self._ids[row].append(token)
+                self._logprobs[row].append(logprob)
+        self.alive = [row for row in self._in_cache if self._ids[row][-1] not in stop_ids]
+        if self.alive and len(self.alive) <= COMPACT_BELOW * len(self._in_cache):
+            keep = mx.array([self._in_cache.index(row) for row in self.alive])
+            for layer in self._cache:
                 layer.filter(keep)
-            tokens, in_cache = tokens[keep], alive
-    return [
-        Decoded(tuple(row_ids), tuple(row_logprobs), row_ids[-1] in stop_ids)
-        for row_ids, row_logprobs in zip(ids, logprobs, strict=True)
-    ]
+            self._tokens, self._in_cache = self._tokens[keep], self.alive
+
+    def decoded(self, stop_ids: frozenset[int]) -> list[Decoded]:
+        """What the rows have become."""
+        return [
+            Decoded(tuple(ids), tuple(logprobs), ids[-1] in stop_ids)
+            for ids, logprobs in zip(self._ids, self._logprobs, strict=True)
+        ]
 
 
 def check_decodes(model: nn.Module, name: str) -> None:
@@ -144,28 +177,55 @@ def sample(logits: mx.array, uniform: mx.array, sampling: Sampling) -> tuple[mx.
 
 
 def _invert(probabilities: mx.array, uniform: mx.array) -> tuple[mx.array, mx.array]:
-    cumulative = mx.cumsum(probabilities, axis=-1)
-    # a hair below the total: rounding must never push the target past the last cumulative value
-    target = uniform[:, None] * cumulative[:, -1:] * (1.0 - 1e-6)
-    ids = mx.argmax(cumulative > target, axis=-1)
+    """The first id at which the cumulative distribution passes `uniform`: first which block of ids, then where in it.
+
+    Summing blocks costs one pass over the vocabulary, where a running sum over all of it costs three.
+    """
+    rows, vocabulary = probabilities.shape
+    blocks = probabilities.reshape(rows, -1, _block_size(vocabulary))
+    sums = mx.sum(blocks, axis=-1)
+    block, rest = _passes(sums, uniform[:, None] * mx.sum(sums, axis=-1, keepdims=True))
+    inside = mx.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    place, _ = _passes(inside, rest[:, None])
+    ids = block * blocks.shape[-1] + place
     return ids, mx.log(mx.take_along_axis(probabilities, ids[:, None], axis=-1)[:, 0])
 
 
-def _prefill(model: nn.Module, prompts: Sequence[Sequence[int]], rollouts_per_prompt: int) -> list[Any]:
-    """Read all but the last id of every prompt once; returns caches with one row per rollout."""
+def _passes(masses: mx.array, target: mx.array) -> tuple[mx.array, mx.array]:
+    """Where (B,) the running sum of (B, n) masses passes (B, 1) targets, and how much of the target is left there."""
+    cumulative = mx.cumsum(masses, axis=-1)
+    # a hair below the total: rounding must never push the target past the last cumulative value
+    target = mx.clip(target, 0.0, cumulative[:, -1:] * (1.0 - 1e-6))
+    index = mx.argmax(cumulative > target, axis=-1)
+    before = mx.take_along_axis(cumulative - masses, index[:, None], axis=-1)
+    return index, (target - before)[:, 0]
+
+
+@functools.cache
+def _block_size(vocabulary: int) -> int:
+    """The largest divisor up to the square root: both running sums are short then."""
+    return max(size for size in range(1, math.isqrt(vocabulary) + 1) if vocabulary % size == 0)
+
+
+def _prefill(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Any]:
+    """Caches with one row a prompt that hold all but its last id; nothing is evaluated yet.
+
+    What all prompts begin with is read once, and equal prompts are.
+    """
     bodies = [list(prompt[:-1]) for prompt in prompts]
     shared = common_prefix_length(prompts) if len(prompts) > 1 else 0
     shared = min([shared, *(len(body) for body in bodies)])
     if shared < MIN_SHARED_PREFIX:
         shared = 0
+    distinct = list(dict.fromkeys(tuple(body) for body in bodies))
     first = make_prompt_cache(model)
     if shared:
         model(mx.array([bodies[0][:shared]]), cache=first)
-        mx.eval([layer.state for layer in first])
-    cache = [layer.merge([layer] * len(prompts)) for layer in first]
-    _prefill_rest(model, cache, [body[shared:] for body in bodies])
-    if rollouts_per_prompt > 1:
-        repeat = mx.array([row for row in range(len(prompts)) for _ in range(rollouts_per_prompt)])
+    cache = [layer.merge([layer] * len(distinct)) for layer in first]
+    _prefill_rest(model, cache, [list(body[shared:]) for body in distinct])
+    if len(distinct) < len(bodies):
+        owners = {body: index for index, body in enumerate(distinct)}
+        repeat = mx.array([owners[tuple(body)] for body in bodies])
         for layer in cache:
             layer.filter(repeat)
     return cache
@@ -184,7 +244,6 @@ def _prefill_rest(model: nn.Module, cache: list[Any], rest: list[list[int]]) -> 
     if max(padding) > 0:
         for layer in cache:
             layer.finalize()
-    mx.eval([layer.state for layer in cache])
 
 
 def repetition_rate(ids: Sequence[int], n: int = 4) -> float:

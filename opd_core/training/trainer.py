@@ -124,6 +124,8 @@ class _Run:
         self.ahead: Ahead | None = None
         self.is_prepared = False
         self.saved_step = -1
+        self.accounted = time.perf_counter()
+        """Up to when all time is in a line: of a step, or of an evaluation or a checkpoint."""
 
     def run(self, resume: bool) -> TrainingOutcome:
         """From the newest checkpoint, or from the start, to one outcome; money and stops end it in good order."""
@@ -228,6 +230,7 @@ class _Run:
                 return self._outcome(*end)
             if memory.step and memory.step % config.checkpoint_every_steps == 0:
                 self._save()
+                self.accounted = time.perf_counter()
             result = self._step(memory.step + 1)
             if result is None:
                 return self._outcome("by_user", f"Stopped by request after step {memory.step}.")
@@ -299,7 +302,10 @@ class _Run:
         result = updater.update(rollouts, examples, step)
         result.teacher_seconds += waited
         self.memory.step = step
+        now = time.perf_counter()
         line = step_line(step, rollouts, result, config, rollout_seconds) | self.meter.step_figures()
+        line["other_seconds"] = now - self.accounted - rollout_seconds - result.teacher_seconds - result.update_seconds
+        self.accounted = now
         line["checkpoint_path"] = str(self.folder / f"step_{self.memory.best_step:06d}")
         line["is_best"] = False
         line["peak_memory_gb"] = mx.get_peak_memory() / 1e9
@@ -335,6 +341,7 @@ class _Run:
         observer.eval_metrics(line)
         if is_best:
             self._save(is_best)
+        self.accounted = time.perf_counter()
         return True
 
     def _held_out_references(self) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ how a step was cut into micro-batches.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,12 +23,16 @@ from mlx.utils import tree_map, tree_unflatten
 from opd_core.config import RunConfig
 from opd_core.prompt_files import PromptExample
 from opd_core.training.arrays import flat, floats, number
-from opd_core.training.logprobs import PackedBatch, Scorer, completion_logprobs, micro_batches, pack
+from opd_core.training.lanes import lanes
+from opd_core.training.logprobs import PackedBatch, Scorer, completion_logprobs, pack
 from opd_core.training.lora import Student, head_is_trained
 from opd_core.training.losses import head_nll, score_nll
+from opd_core.training.micro_batches import Size, micro_batches
 from opd_core.types import Rollout
 
-TRAINING_TOKENS_PER_BATCH = 4096
+GPU_TOKENS_PER_BATCH = 4096
+CPU_TOKENS_PER_LANE = 512
+"""Ids in one forward and backward pass. More gains a CPU nothing and costs it memory; a GPU wants large ones."""
 EXPLODED_LOSS = 1e4
 """Nats a token that no model that still is one loses; the update of such a step would only spread the damage."""
 
@@ -126,6 +131,11 @@ class AdapterOptimizer:
         self._adam.state = tree_unflatten(list(arrays.items()))
 
 
+def training_tokens_per_batch() -> int:
+    """Ids that one forward and backward pass reads at most, padding included."""
+    return CPU_TOKENS_PER_LANE if mx.default_device().type == mx.DeviceType.cpu else GPU_TOKENS_PER_BATCH
+
+
 def adapter_gradient(student: Student, loss: Callable[[nn.Module], Values], scale: float) -> tuple[Values, object]:
     """Values of `loss` (the first is differentiated) and `scale` times its gradient on the adapter.
 
@@ -155,27 +165,39 @@ def nll_gradient(student: Student, pairs: Sequence[IdPair], weights: Sequence[fl
     """
     sums = [0.0] * len(pairs)
     total: object = None
-    for group, batch in _batches(pairs):
-        rows = mx.array([weights[index] for index in group for _ in range(len(pairs[index][1]))])
-
-        def loss(_: nn.Module, batch: PackedBatch = batch, rows: mx.array = rows) -> tuple[mx.array, mx.array]:
-            nll = _token_nll(student, batch)
-            return mx.sum(rows * nll), nll
-
-        (_, nll), gradient = adapter_gradient(student, loss, 1.0)
-        total = add_gradients(total, gradient)
-        mx.eval(total, nll)
-        _fill(sums, group, batch, nll)
+    for batches in lanes().rounds(_batches(pairs)):
+        parts = [functools.partial(_nll_part, student, batch, group, weights) for group, batch in batches]
+        for (group, batch), ((_, nll), gradient) in zip(batches, lanes().run(parts), strict=True):
+            total = add_gradients(total, gradient)
+            _fill(sums, group, batch, nll)
+        mx.eval(total)
     return total, sums
+
+
+def _nll_part(
+    student: Student, batch: PackedBatch, group: Sequence[int], weights: Sequence[float]
+) -> tuple[tuple[mx.array, mx.array], object]:
+    rows = mx.array([weights[index] for index, length in zip(group, batch.lengths, strict=True) for _ in range(length)])
+
+    def loss(_: nn.Module) -> tuple[mx.array, mx.array]:
+        nll = _token_nll(student, batch)
+        return mx.sum(rows * nll), nll
+
+    return adapter_gradient(student, loss, 1.0)
 
 
 def answer_nlls(scorer: Scorer, pairs: Sequence[IdPair]) -> list[float]:
     """The NLL of each answer in nats, summed over its tokens; no gradient work."""
     sums = [0.0] * len(pairs)
-    for group, batch in _batches(pairs):
-        nll = score_nll(scorer.states(batch), scorer.head, batch.targets, scorer.positions_per_chunk)
+    batches = _batches(pairs)
+    parts = [functools.partial(_score_part, scorer, batch) for _, batch in batches]
+    for (group, batch), nll in zip(batches, lanes().run(parts), strict=True):
         _fill(sums, group, batch, nll)
     return sums
+
+
+def _score_part(scorer: Scorer, batch: PackedBatch) -> mx.array:
+    return score_nll(scorer.states(batch), scorer.head, batch.targets, scorer.positions_per_chunk)
 
 
 def _token_nll(student: Student, batch: PackedBatch) -> mx.array:
@@ -186,10 +208,10 @@ def _token_nll(student: Student, batch: PackedBatch) -> mx.array:
 
 
 def _batches(pairs: Sequence[IdPair]) -> list[tuple[list[int], PackedBatch]]:
-    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+    sizes = [Size(prompt, len(prompt), len(answer)) for prompt, answer in pairs]
     return [
         (group, pack([pairs[index][0] for index in group], [pairs[index][1] for index in group]))
-        for group in micro_batches(lengths, TRAINING_TOKENS_PER_BATCH)
+        for group in micro_batches(sizes, training_tokens_per_batch(), lanes().count)
     ]
 
 

@@ -32,7 +32,7 @@ def bigram_student(table: Table) -> Student:
     """A student whose whole table is trained, as if it were an adapter."""
     model = Bigram(table)
     base = LoadedBase(Path("bigram"), model, None, {}, frozenset({0}), ())
-    return Student(base, model, Scorer(model, model, lambda states: states, VOCABULARY, split=False), {})
+    return Student(base, model, Scorer(model, model, lambda states: states, VOCABULARY, split=False, layers=None), {})
 
 
 def table_of(seed: int) -> Table:

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from opd_core.training.logprobs import (
-    PrefixCache,
     common_prefix_length,
     completion_logprobs,
     make_scorer,
-    micro_batches,
     pack,
 )
 from tests.tiny import tiny_llama
@@ -60,20 +58,27 @@ def test_a_model_that_caps_its_logits_is_used_whole_and_still_right() -> None:
     assert bool(mx.allclose(logits[0], model(mx.array([PROMPTS[0]]))[0, -1], atol=1e-5))
 
 
-def test_states_after_a_cached_prefix_equal_those_of_the_whole_sequence() -> None:
+def test_states_after_a_prefix_that_was_read_before_equal_those_of_the_whole_sequence() -> None:
     scorer = make_scorer(tiny_llama())
     whole = scorer.states(pack(PROMPTS, COMPLETIONS))
-    prefix = PrefixCache(scorer.model, PROMPTS[0][:6])
-    for _ in range(2):  # the stored prefix is not changed by its use
+    prefix = scorer.read(PROMPTS[0][:6])
+    for _ in range(2):  # what was read is not changed by its use
         after = scorer.states(pack(PROMPTS, COMPLETIONS, skip=6), prefix)
         assert float(mx.abs(whole - after).max()) <= 1e-3
 
 
-def test_padding_does_not_change_the_states_of_other_rows() -> None:
+def test_rows_do_not_change_the_states_of_other_rows() -> None:
     scorer = make_scorer(tiny_llama())
     together = scorer.states(pack(PROMPTS, COMPLETIONS))
     alone = mx.concatenate([scorer.states(pack([p], [c])) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])
     assert float(mx.abs(together - alone).max()) <= 1e-3
+
+
+def test_a_prompt_is_packed_once_however_many_completions_it_has() -> None:
+    batch = pack([PROMPTS[0], PROMPTS[1], PROMPTS[0]], [*COMPLETIONS, [70, 2]])
+    assert batch.bodies == (tuple(PROMPTS[0][:-1]), tuple(PROMPTS[1][:-1]))
+    assert batch.owners == (0, 1, 0)
+    assert batch.tails[2] == (PROMPTS[0][-1], 70)
 
 
 def test_an_empty_completion_or_a_prompt_swallowed_by_the_prefix_is_refused() -> None:
@@ -89,12 +94,3 @@ def test_an_empty_completion_or_a_prompt_swallowed_by_the_prefix_is_refused() ->
 )
 def test_common_prefix_leaves_every_sequence_an_id_of_its_own(sequences: list[list[int]], expected: int) -> None:
     assert common_prefix_length(sequences) == expected
-
-
-def test_micro_batches_hold_every_index_once_and_keep_within_their_tokens() -> None:
-    lengths = [3, 90, 14, 55, 2, 60, 7, 100, 8]
-    groups = list(micro_batches(lengths, 120))
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= 120
-    assert groups[0][0] == 7  # the longest first

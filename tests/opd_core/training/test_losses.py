@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
 from opd_core.training.arrays import floats, number
-from opd_core.training.logprobs import make_scorer, pack
+from opd_core.training.logprobs import Scorer, make_scorer, pack
 from opd_core.training.losses import (
     chunk_length,
     head_divergence,
@@ -125,12 +126,12 @@ def test_a_padded_batch_gives_the_gradients_of_its_single_rows() -> None:
 def test_prompt_and_pad_positions_carry_no_gradient_and_the_end_token_carries_some() -> None:
     vocabulary = 259
     batch = pack([[5, 6, 7, 8], [4, 3]], [[10, 2], [20, 21, 22, 2]])
-    table = mx.random.normal((*batch.tokens.shape, vocabulary), key=mx.random.key(0))
+    table = mx.random.normal((2, 5, vocabulary), key=mx.random.key(0))
     teacher = mx.random.normal((6, vocabulary), key=mx.random.key(1))
 
     def loss(logits: mx.array) -> mx.array:
-        chosen = logits[batch.rows, batch.columns]
-        return mx.sum(head_divergence(chosen, lambda rows: rows, teacher, lambda rows: rows, 1.0, 2).value)
+        scorer = Scorer(nn.Identity(), lambda tokens: logits, lambda rows: rows, vocabulary, split=False, layers=None)
+        return mx.sum(head_divergence(scorer.states(batch), scorer.head, teacher, scorer.head, 1.0, 2).value)
 
     carried = np.abs(np.array(mx.grad(loss)(table))).max(-1) > 0
     # row 0: prompt 5 6 7 8, completion 10 2: positions 3 and 4 predict it. Row 1: prompt 4 3, positions 1 to 4.

@@ -153,7 +153,7 @@ def test_the_loss_does_not_depend_on_how_a_step_is_cut_into_micro_batches(
 ) -> None:
     lines = []
     for tokens_per_batch in (100_000, 1):
-        monkeypatch.setattr("opd_core.training.kl_update.TRAINING_TOKENS_PER_BATCH", tokens_per_batch)
+        monkeypatch.setattr("opd_core.training.updates.CPU_TOKENS_PER_LANE", tokens_per_batch)
         recorder = Recorder()
         run(settings(model, num_training_steps=1), tmp_path / str(tokens_per_batch), recorder)
         lines.append(recorder.lines[0])

@@ -42,7 +42,7 @@ def test_the_likelihoods_do_not_depend_on_how_the_answers_are_cut_into_micro_bat
 ) -> None:
     student = bigram_student(table_of(1))
     whole, whole_sums = nll_gradient(student, PAIRS, [1.0] * 3)
-    monkeypatch.setattr("opd_core.training.updates.TRAINING_TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr("opd_core.training.updates.CPU_TOKENS_PER_LANE", 1)
     parts, part_sums = nll_gradient(student, PAIRS, [1.0] * 3)
     assert part_sums == pytest.approx(whole_sums)
     assert answer_nlls(student.scorer, PAIRS) == pytest.approx(whole_sums)
