@@ -36,12 +36,13 @@ from opd_core.paths import write_whole
 from opd_core.settings import read_settings
 from opd_core.state.rows import RunRow
 from opd_core.types import END_STATES
-from server.budgets import dollars
-from server.demo import DEMO_SETTINGS, MODEL_NAME
-from server.importing import EMBEDDED, import_model
-from server.present import percent, run_status
-from server.probes import probed
-from server.use_cases import HomeUseCases
+from server.answers.budgets import dollars
+from server.answers.probes import probed
+from server.answers.status import run_status
+from server.answers.words import percent
+from server.commands.demo import DEMO_SETTINGS, MODEL_NAME
+from server.commands.importing import EMBEDDED, import_model
+from server.home_use_cases import HomeUseCases
 
 if TYPE_CHECKING:
     from tests.endpoint import Endpoint

@@ -67,6 +67,7 @@ CHECK = {"kind": "regex", "pattern": "a", "must_match": "search"}
 PIRATE = {"teacher_kind": "local", "teacher_system_prompt": "Answer as a pirate would, loudly."}
 CLAUDE = {
     **{"teacher_kind": "claude", "acknowledge_teacher_terms": True, "max_budget_usd": 50.0, "check": CHECK},
+    "confirmed": True,
     "teacher_rate_limit_tpm": 10_000_000,
 }
 METHODS: dict[str, dict[str, Any]] = {

@@ -170,7 +170,7 @@ class Soak:
         if result.is_error or data is None:
             text = " ".join(getattr(part, "text", "") for part in result.content)
             # two clients resumed the same run at the same time: one is refused
-            if tool != "resume_distillation" or ("is queued" not in text and "cannot become queued" not in text):
+            if tool != "resume_distillation" or "Follow it with get_status" not in text:
                 self.broken.append(f"{tool}: {text[:300]}")
             return {"run_id": ""}
         answer: dict[str, Any] = data
