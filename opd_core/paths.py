@@ -73,7 +73,7 @@ class HomePaths:
         return Path(checkpoint_dir) / run_id if checkpoint_dir else self.checkpoints(run_id)
 
     def log(self, run_id: str) -> Path:
-        """Everything the worker printed."""
+        """What the worker printed; what no longer fits is in its `older_generation`, and then gone."""
         return self.home / "logs" / f"{run_id}.log"
 
     def completions(self, run_id: str) -> Path:
@@ -105,6 +105,11 @@ class HomePaths:
                 f"OPD_HOME {str(self.home)!r} cannot be used: {reason}. "
                 "Make it a writable folder or set OPD_HOME to one, then start the server again."
             ) from error
+
+
+def older_generation(log: Path) -> Path:
+    """Where a log lies that was full: one, before the current one."""
+    return log.with_name(f"{log.name}.1")
 
 
 def default_home() -> Path:

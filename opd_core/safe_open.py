@@ -52,6 +52,15 @@ def open_regular(path: Path, *, max_bytes: int | None = None, one_name: bool = F
         raise
 
 
+def open_own(path: Path, *, max_bytes: int | None = None) -> BufferedReader:
+    """Open a file that this program wrote: links may lead to its folder, but the file itself is none.
+
+    Raises:
+        UnsafeFileError, OSError: as `open_regular`.
+    """
+    return open_regular(resolved(path.parent) / path.name, max_bytes=max_bytes)
+
+
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """The whole of a small regular file; links that lead to it are followed, as the caller has checked the place.
 

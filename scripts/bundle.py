@@ -20,7 +20,7 @@ from opd_core import __version__
 from opd_core.settings import KEY_VARIABLE
 from server.app import SERVER_NAME
 from server.prompts import PROMPTS
-from server.texts import TOOLS
+from server.protocol.texts import TOOLS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("server", "opd_core")

@@ -18,13 +18,14 @@ from opd_core.state.metrics import METRICS
 from scripts.reference_doors import door_sections
 from scripts.reference_forms import argument_rows, code, field_rows, listed, table, type_words
 from scripts.reference_meanings import END_REASONS, KINDS, SETTINGS, STATES, findings
-from server.arguments import OWN_PROBE_ARGUMENTS, input_schema
-from server.openapi import document
+from server.arguments.jobs import OWN_PROBE_ARGUMENTS
+from server.arguments.slim import input_schema
 from server.prompts import PROMPTS
+from server.protocol.texts import TOOLS
 from server.resources import PARTS, RUNS_URI, run_uri
 from server.routes import ROUTES
-from server.texts import TOOLS
 from server.verbs import VERBS
+from server.web.openapi import document
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "OPD_API_REFERENCE.md"
 HEAD = f"""\

@@ -22,18 +22,18 @@ from opd_core.state.database import Database
 from opd_core.state.store import RunStore
 from scripts.reference_forms import argument_rows, code, field_rows, table
 from scripts.reference_meanings import OWN_ROUTES
-from server.arguments import input_schema
+from server.arguments.slim import input_schema
 from server.cli import parser
-from server.confirm import DeclinedError
-from server.http_app import plain_routes
-from server.openapi import REFUSALS
-from server.problems import problem_of, status_of
-from server.progress import Cost, FollowArguments, ProgressData
-from server.prometheus import RUN_FIGURES, exposition
+from server.home_use_cases import HomeUseCases
+from server.live.progress import Cost, FollowArguments, ProgressData
+from server.live.prometheus import RUN_FIGURES, exposition
+from server.protocol.confirm import DeclinedError
+from server.protocol.texts import TOOLS
 from server.routes import ROUTES
-from server.texts import TOOLS
-from server.use_cases import HomeUseCases
 from server.verbs import UnexpectedError
+from server.web.app import plain_routes
+from server.web.openapi import REFUSALS
+from server.web.problems import problem_of, status_of
 
 
 def door_sections() -> Iterator[str]:

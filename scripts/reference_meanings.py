@@ -67,7 +67,7 @@ OWN_ROUTES: dict[str, str] = {
 def findings() -> dict[str, str]:
     """Each finding of diagnose_run with its severity and the first line of its rule's docstring."""
     found: dict[str, str] = {}
-    for file in sorted(Path(opd_core.control.__path__[0]).glob("diagnosis_*_rules.py")):
+    for file in sorted(Path(opd_core.control.__path__[0]).glob("diagnosis/*_rules.py")):
         for rule in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(rule, ast.FunctionDef):
                 told = (ast.get_docstring(rule) or "").partition("\n\n")[0]

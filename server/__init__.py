@@ -1,0 +1,1 @@
+"""The front door: protocol and presentation; no maths, no SQL, no MLX."""

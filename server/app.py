@@ -9,17 +9,18 @@ from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.mcpserver.tools import Tool
 
 from opd_core import __version__
-from server.changes import RunChanges
-from server.completions import add_completions
-from server.gate import ArgumentGate
+from server.home_use_cases import HomeUseCases
 from server.prompts import add_prompts, plain_prompt_errors
+from server.protocol.changes import RunChanges
+from server.protocol.completions import add_completions
+from server.protocol.gate import ArgumentGate
+from server.protocol.run_tasks import RunTasks
+from server.protocol.tasks import Tasks, TaskSource
+from server.protocol.texts import INSTRUCTIONS
 from server.resources import add_resources
-from server.run_tasks import RunTasks
 from server.settings import Settings
-from server.tasks import Tasks, TaskSource
-from server.texts import INSTRUCTIONS
 from server.tools import tool
-from server.use_cases import HomeUseCases, UseCases
+from server.use_cases import UseCases
 from server.verbs import VERBS, Verbs
 
 SERVER_NAME = "opd"

@@ -49,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("file", type=Path, metavar="FILE", help="configuration, .yaml or .json")
     status = _add(commands, "status", _status, "show a run: the current one, else the latest")
     status.add_argument("run_id", nargs="?", metavar="RUN_ID", help="a run's id or a unique beginning of it")
+    stop = _add(commands, "stop", _stop, "ask a run to stop after its step, with a checkpoint, and wait for that")
+    stop.add_argument("run_id", metavar="RUN_ID", help="a run's id or a unique beginning of it")
+    stop.add_argument(
+        "--force", action="store_true", help="kill it if it does not stop in time; work since its checkpoint is lost"
+    )
     report = _add(commands, "report", _report, "write a page about a run: the current one, else the latest")
     report.add_argument("run_id", nargs="?", metavar="RUN_ID", help="a run's id or a unique beginning of it")
     _add_install(commands)
@@ -104,7 +109,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_install(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from server.hosts import HOSTS
+    from server.hosts.known import HOSTS
 
     install = _add(commands, "install", _install, "enter the server into the list of an assistant's program")
     install.add_argument("host", choices=tuple(HOSTS), metavar="HOST", help=f"one of {', '.join(HOSTS)}")
@@ -143,83 +148,93 @@ def _serve_stdio() -> int:
     # the start.
     gc.disable()
     from server.app import build_server
+    from server.home_use_cases import HomeUseCases
     from server.settings import read_settings
+    from server.upkeep import tend_soon
 
-    server = build_server(read_settings())
+    settings = read_settings()
+    server = build_server(settings)
     gc.freeze()
     gc.enable()
     if sys.stdin.isatty():
         print(
             "Serving MCP on standard input; connect an assistant to it (README.md), or press Ctrl-C.", file=sys.stderr
         )
+    tend_soon(HomeUseCases(settings))
     server.run("stdio")
     return 0
 
 
 def _ledger(options: argparse.Namespace) -> int:
-    from server.ledger_commands import show
+    from server.commands.ledger import show
 
     return show(options.scope, options.json)
 
 
 def _adjust(options: argparse.Namespace) -> int:
-    from server.ledger_commands import adjust
+    from server.commands.ledger import adjust
 
     return adjust(options.call, options.delta_usd, options.why)
 
 
 def _set_month(options: argparse.Namespace) -> int:
-    from server.ledger_commands import set_month
+    from server.commands.ledger import set_month
 
     return set_month(options.to_usd, options.why)
 
 
 def _unfreeze(options: argparse.Namespace) -> int:
-    from server.ledger_commands import unfreeze
+    from server.commands.ledger import unfreeze
 
     return unfreeze(options.scope, options.why)
 
 
 def _demo(_: argparse.Namespace) -> int:
-    from server.demo import run_demo
+    from server.commands.demo import run_demo
 
     return run_demo()
 
 
 def _run(options: argparse.Namespace) -> int:
-    from server.terminal import start_and_follow
+    from server.commands.terminal import start_and_follow
 
     return start_and_follow(options.file)
 
 
 def _status(options: argparse.Namespace) -> int:
-    from server.terminal import print_status
+    from server.commands.terminal import print_status
 
     return print_status(options.run_id)
 
 
+def _stop(options: argparse.Namespace) -> int:
+    from server.commands.terminal import stop_run
+
+    return stop_run(options.run_id, options.force)
+
+
 def _report(options: argparse.Namespace) -> int:
-    from server.terminal import print_report
+    from server.commands.terminal import print_report
 
     return print_report(options.run_id)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from server.doctor import examine
-    from server.repairing import look_after_home
+    from server.commands.doctor import examine
+    from server.commands.repairing import look_after_home
 
     return max(examine(options.port), look_after_home(options.repair))
 
 
 def _install(options: argparse.Namespace) -> int:
-    from server.install import install
+    from server.hosts.install import install
 
     print("\n".join(install(options.host, options.home, print_only=options.print_only)))
     return 0
 
 
 def _import_gguf(options: argparse.Namespace) -> int:
-    from server.importing import import_model
+    from server.commands.importing import import_model
 
     made = import_model(str(options.file.absolute()), options.folder, options.dtype)
     print(f"{made['path']}: {made['architecture']}, {made['num_parameters'] / 1e6:.0f} million parameters.")

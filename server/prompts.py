@@ -19,8 +19,8 @@ from mcp_types import INVALID_PARAMS
 
 from opd_core.errors import OPDError
 from opd_core.types import clean_text
-from server.gate import CallNext
-from server.present import status_summary
+from server.answers.sentences import status_summary
+from server.protocol.gate import CallNext
 from server.use_cases import UseCases
 
 MAX_ARGUMENT_CHARACTERS = 500

@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from opd_core.errors import OPDError
-from server.http_arguments import body_arguments, query_arguments
-from server.problems import NO_STORE, problem_of
 from server.verbs import VERBS, Verbs
+from server.web.arguments import body_arguments, query_arguments
+from server.web.problems import NO_STORE, problem_of
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ import sys
 
 from opd_core.errors import ConfigError
 from opd_core.types import clean_text
-from server.binding import Binding, bind
-from server.ending import Ending, EndingServer
-from server.http_app import http_app
-from server.listening import server_config
+from server.home_use_cases import HomeUseCases
 from server.settings import Settings
-from server.token import read_or_make_token, token_path
-from server.use_cases import HomeUseCases
+from server.upkeep import tend_soon
+from server.web.app import http_app
+from server.web.binding import Binding, bind
+from server.web.ending import Ending, EndingServer
+from server.web.listening import server_config
+from server.web.token import read_or_make_token, token_path
 
 BACKLOG = 256
 SEND_BUFFER_BYTES = 131_072  # what the system keeps for a reader that takes nothing before we hear of it
@@ -51,6 +52,7 @@ def serve_http(
         config = server_config(
             ending, host, binding.port, lifespan="on", backlog=BACKLOG, timeout_graceful_shutdown=MOST_SECONDS_TO_STOP
         )
+        tend_soon(cases)
         EndingServer(config, ending).run(sockets=[listener])
     return 0
 

@@ -1,6 +1,6 @@
 """The verbs as MCP tools: a tool is its verb, its texts and the form its answer takes on the wire.
 
-Arguments arrive checked (see `gate.py`). An error becomes the SDK's `ToolError`, whose text the model reads.
+Arguments arrive checked (see `protocol/gate.py`). An error becomes the SDK's `ToolError`, whose text the model reads.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import BaseModel
 
 from opd_core.errors import OPDError
-from server.confirm import confirmed_call
-from server.replies import reply
-from server.study_schemas import PlotAnswer
-from server.texts import TOOLS
-from server.tool_schemas import offered_input, offered_output
+from server.answers.reply import reply
+from server.protocol.confirm import confirmed_call
+from server.protocol.texts import TOOLS
+from server.protocol.tool_schemas import offered_input, offered_output
+from server.schemas.studies import PlotAnswer
 from server.verbs import VERBS, Verbs
 
 
@@ -78,7 +78,7 @@ async def call_tool(
     if isinstance(answer, InputRequiredResult):
         return answer
     if isinstance(answer, PlotAnswer):
-        from server.plot_answers import image_reply
+        from server.answers.plots import image_reply
 
         return image_reply(answer, VERBS[name].facts(answer))
     return reply(answer, VERBS[name].facts(answer))

@@ -9,7 +9,8 @@ import anyio.to_thread
 
 from opd_core.state.rows import RunRow
 from opd_core.types import END_STATES
-from server.present import progress, progress_line
+from server.answers.figures import progress
+from server.answers.sentences import progress_line
 
 POLL_SECONDS = 0.25
 REPORT_SECONDS = 1.0

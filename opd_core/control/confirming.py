@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Literal
 
 from opd_core.comparison import ComparisonSpec
-from opd_core.control.estimate import completion_length
-from opd_core.control.estimate_paid import estimate_paid
-from opd_core.control.preflight import Preflight
+from opd_core.control.estimate.estimating import completion_length
+from opd_core.control.estimate.paid import estimate_paid
+from opd_core.control.preflight.checking import Preflight
 from opd_core.errors import ConfirmationNeededError
 from opd_core.money.amounts import format_usd, pico_from_usd
 from opd_core.settings import Settings

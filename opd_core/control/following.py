@@ -9,11 +9,10 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
+from opd_core.control.kept_log import KeptLog, open_log
 from opd_core.money.amounts import usd_from_pico
 from opd_core.money.totals import Totals
-from opd_core.safe_open import open_regular, resolved
 from opd_core.state.database import Database, SqlValue
 from opd_core.state.events import Event, read_feed
 from opd_core.types import LIVE_STATES, EndReason, RunState, clean_text
@@ -63,7 +62,7 @@ class RunNow:
 
 @dataclass(frozen=True)
 class LogText:
-    """One new line of a run's log, escaped and capped; `end_byte` is where it ends in the file."""
+    """One new line of a run's log, escaped and capped; `end_byte` is where it ends, from the log's very first byte."""
 
     text: str
     end_byte: int
@@ -102,26 +101,29 @@ class LogTail:
 
     def __init__(self, path: Path, *, from_start: bool) -> None:
         self._path = path
-        self._at = 0 if from_start else self._size()
+        self._seen: tuple[int, int] | None = None
+        self._at = 0 if from_start else self._end()
 
     def new_lines(self) -> list[LogText]:
         """What came since the last look; of more than LOG_LINES_A_LOOK only the end, after a line that says so."""
-        size = self._size()
-        if size <= self._at:
-            self._at = size  # cut or replaced: go on from its new end
-            return []
-        skipped = max(0, size - self._at - LOG_BYTES_A_LOOK)
         try:
-            with open_regular(resolved(self._path)) as file:
-                return self._read(file, skipped, size)
+            status = self._path.stat()
+            if (status.st_ino, status.st_size) == self._seen:
+                return []
+            with open_log(self._path) as log:
+                self._seen = status.st_ino, status.st_size
+                return self._read(log)
         except OSError:
             return []
 
-    def _read(self, file: IO[bytes], skipped: int, size: int) -> list[LogText]:
-        start = self._at
-        at = start + skipped
-        file.seek(at)
-        block = file.read(size - at)
+    def _read(self, log: KeptLog) -> list[LogText]:
+        start, end = self._at, log.bytes_before + log.size
+        if end <= start:
+            self._at = end  # cut or replaced: go on from its new end
+            return []
+        at = begin = max(start, end - LOG_BYTES_A_LOOK, log.bytes_before)
+        log.seek(begin - log.bytes_before)
+        block = log.read(end - begin)
         whole = block.rfind(b"\n") + 1
         if not whole and len(block) >= LOG_LINE_BYTES:
             whole = len(block)
@@ -132,15 +134,16 @@ class LogTail:
             if text:
                 lines.append(LogText(clean_text(text, LOG_LINE_CHARACTERS), at))
         self._at = at
-        if skipped or len(lines) > LOG_LINES_A_LOOK:
+        if begin > start or len(lines) > LOG_LINES_A_LOOK:
             cut, lines = lines[:-LOG_LINES_A_LOOK], lines[-LOG_LINES_A_LOOK:]
-            begin = cut[-1].end_byte if cut else start + skipped
-            lines.insert(0, LogText(f"[{begin - start} bytes of the log are not shown here]", begin))
+            shown_from = cut[-1].end_byte if cut else begin
+            lines.insert(0, LogText(f"[{shown_from - start} bytes of the log are not shown here]", shown_from))
         return lines
 
-    def _size(self) -> int:
+    def _end(self) -> int:
         try:
-            return self._path.stat().st_size
+            with open_log(self._path) as log:
+                return log.bytes_before + log.size
         except OSError:
             return 0
 

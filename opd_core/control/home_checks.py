@@ -26,7 +26,7 @@ from opd_core.config_io import read_config, to_yaml
 from opd_core.control.processes import process_identity
 from opd_core.control.repair_place import Finding, Place
 from opd_core.errors import CheckpointError, OPDError
-from opd_core.paths import fsync_path, write_json, write_whole
+from opd_core.paths import fsync_path, older_generation, write_json, write_whole
 from opd_core.state.mending import correct, readmit
 from opd_core.state.torn_lines import end_line, end_or_cut_line, is_torn
 from opd_core.tensor_files import read_exact_header, read_json_object
@@ -145,7 +145,8 @@ def without_a_run(place: Place) -> Iterator[Finding]:
         what = "belongs to no run of the database and has no usable configuration beside it"
         yield Finding(place.run_id, place.checkpoints, what, "remove it by hand if it is not needed", None)
         return
-    for path in (place.home.config(place.run_id), place.home.log(place.run_id)):
+    log = place.home.log(place.run_id)
+    for path in (place.home.config(place.run_id), log, older_generation(log)):
         if path.is_file():
             yield Finding(
                 place.run_id, path, "belongs to no run of the database", "move it to set_aside", place.aside(path)

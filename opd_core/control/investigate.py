@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from opd_core.control.evidence import RunEvidence, SpendEntry
 from opd_core.errors import OPDError, StateError
 from opd_core.paths import HomePaths
+from opd_core.safe_open import open_own
 from opd_core.state.events import Event
 from opd_core.state.metrics import MAX_POINTS, Series
 from opd_core.state.rows import RunRow
@@ -97,7 +98,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     """The complete lines of an append-only file, one at a time."""
     read = 0
     try:
-        with path.open("rb") as file:
+        with open_own(path) as file:
             for line in file:
                 read += len(line)
                 if read > MAX_COMPLETIONS_BYTES:

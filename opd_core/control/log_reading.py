@@ -5,17 +5,16 @@ What a worker printed is text from elsewhere: every line is escaped and capped.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
+from opd_core.control.kept_log import KeptLog, open_log
 from opd_core.errors import ConfigError, StateError
 from opd_core.matching import compile_pattern
-from opd_core.safe_open import open_regular, resolved
 from opd_core.types import clean_text
 
 LogMode = Literal["summary", "tail", "grep"]
@@ -52,6 +51,7 @@ class LogLine:
 class LogPart:
     """What was read. `cursor` asks for what stands before it; None: the beginning was reached.
 
+    Places, numbers and totals count from the log's very beginning, of which the first `dropped_bytes` are not kept.
     `total_lines` is None for a log that is too long to count, `ends_early` when a search ran out of time.
     `timeouts` lines were passed over, as the pattern took too long on them.
     """
@@ -63,6 +63,7 @@ class LogPart:
     cursor: int | None
     ends_early: bool = False
     timeouts: int = 0
+    dropped_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,32 +89,33 @@ def read_log(
     """
     accepts = _matcher(mode, pattern, is_regex)
     try:
-        file = open_regular(resolved(path.parent) / path.name)
+        log = open_log(path)
     except FileNotFoundError:
         return LogPart(0, 0, (), (), None)
     except OSError as error:
         raise StateError(f"The log {path} cannot be read: {error.strerror}. Has something taken its place?") from error
-    with file:
-        return _read(file, os.fstat(file.fileno()).st_size, mode, accepts, lines, before)
+    with log:
+        return _read(log, mode, accepts, lines, before)
 
 
-def _read(file: IO[bytes], size: int, mode: LogMode, accepts: Accepts, lines: int, before: int | None) -> LogPart:
-    total = _count_lines(file, size)
-    end = size if before is None else max(0, min(before, size))
+def _read(log: KeptLog, mode: LogMode, accepts: Accepts, lines: int, before: int | None) -> LogPart:
+    count = _count_lines(log)
+    end = log.size if before is None else max(0, min(before - log.bytes_before, log.size))
     wanted = min(lines, SUMMARY_LINES) if mode == "summary" else lines
-    kept, cursor, early, timeouts = _last(file, end, accepts, wanted)
+    kept, start, early, timeouts = _last(log, end, accepts, wanted)
     errors: list[_Found] = []
     if mode == "summary":
-        errors, *_ = _last(file, end, _is_trouble, ERRORS_SHOWN)
-    numbers = _line_numbers(file, [*kept, *errors]) if total is not None else {}
+        errors, *_ = _last(log, end, _is_trouble, ERRORS_SHOWN)
+    numbers = _line_numbers(log, [*kept, *errors]) if count is not None else {}
     return LogPart(
-        total,
-        size,
+        None if count is None else log.lines_before + count,
+        log.bytes_before + log.size,
         tuple(LogLine(numbers.get(found.start), found.text) for found in reversed(kept)),
         tuple(LogLine(numbers.get(found.start), found.text) for found in reversed(errors)),
-        cursor,
+        None if start is None else log.bytes_before + start,
         early,
         timeouts,
+        log.bytes_before,
     )
 
 
@@ -147,11 +149,11 @@ def _is_trouble(text: str) -> bool:
     return _TROUBLE.search(text) is not None and _NO_TROUBLE.search(text) is None
 
 
-def _last(file: IO[bytes], end: int, accepts: Accepts, wanted: int) -> tuple[list[_Found], int | None, bool, int]:
+def _last(log: KeptLog, end: int, accepts: Accepts, wanted: int) -> tuple[list[_Found], int | None, bool, int]:
     """The last accepted lines before `end`, newest first; where to go on, whether time ran out, lines not judged."""
     kept: list[_Found] = []
     started, start, timeouts = time.monotonic(), end, 0
-    for start, raw in _lines_backwards(file, end):
+    for start, raw in _lines_backwards(log, end):
         text = raw.decode("utf-8", errors="replace").rstrip("\r")
         is_wanted = accepts(text) if text.strip() else False
         timeouts += is_wanted is None
@@ -164,14 +166,14 @@ def _last(file: IO[bytes], end: int, accepts: Accepts, wanted: int) -> tuple[lis
     return kept, start or None, False, timeouts
 
 
-def _lines_backwards(file: IO[bytes], end: int) -> Iterator[tuple[int, bytes]]:
+def _lines_backwards(log: KeptLog, end: int) -> Iterator[tuple[int, bytes]]:
     """(start, line) from the last line before `end` to the first; of a very long line only its beginning."""
     position, rest = end, b""
     while position > 0:
         size = min(BLOCK_BYTES, position)
         position -= size
-        file.seek(position)
-        pieces = file.read(size).split(b"\n")
+        log.seek(position)
+        pieces = log.read(size).split(b"\n")
         pieces[-1] += rest
         rest = pieces[0][: 2 * BLOCK_BYTES]  # its beginning stands in an earlier block
         starts, at = [], position
@@ -183,25 +185,25 @@ def _lines_backwards(file: IO[bytes], end: int) -> Iterator[tuple[int, bytes]]:
         yield 0, rest
 
 
-def _count_lines(file: IO[bytes], size: int) -> int | None:
-    """Lines of the whole log, a last one without its end included."""
-    if size > COUNTED_BYTES:
+def _count_lines(log: KeptLog) -> int | None:
+    """Lines of what is kept, a last one without its end included."""
+    if log.size > COUNTED_BYTES:
         return None
-    file.seek(0)
+    log.seek(0)
     count, last = 0, b"\n"
-    while block := file.read(1024 * 1024):
+    while block := log.read(1024 * 1024):
         count, last = count + block.count(b"\n"), block[-1:]
     return count + (last != b"\n")
 
 
-def _line_numbers(file: IO[bytes], found: list[_Found]) -> dict[int, int]:
+def _line_numbers(log: KeptLog, found: list[_Found]) -> dict[int, int]:
     """Number of the line that begins at each place, in one pass."""
     numbers: dict[int, int] = {}
-    position, count = 0, 1
-    file.seek(0)
+    position, count = 0, log.lines_before + 1
+    log.seek(0)
     for start in sorted({line.start for line in found}):
         while position < start:
-            block = file.read(min(1024 * 1024, start - position))
+            block = log.read(min(1024 * 1024, start - position))
             if not block:
                 break
             position, count = position + len(block), count + block.count(b"\n")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
-from opd_core.control.preflight_paid import month_ledger, utc_today
+from opd_core.control.preflight.paid import month_ledger, utc_today
 from opd_core.errors import OPDError, StalePricesError, UnknownPriceError
 from opd_core.message_params import DEFAULT_TEACHER
 from opd_core.money.amounts import usd_from_pico
@@ -46,21 +46,7 @@ def look_at_paid_teachers(settings: Settings, today: date | None = None) -> tupl
     """
     today = today or utc_today()
     prices, model = PriceTable.load(), settings.default_teacher or DEFAULT_TEACHER
-    problems: list[OPDError] = []
-    retires: str | None = None
-    try:
-        prices.price_for(model, 1, today)
-        found = prices.retirement(model, today)
-        retires = None if found is None else str(found)
-        notice = prices.retirement_notice(model, today)
-        if notice is not None:
-            problems.append(UnknownPriceError(f"The default teacher {notice} Set OPD_DEFAULT_TEACHER to another."))
-    except UnknownPriceError as error:
-        problems.append(error)
-    try:
-        prices.require_fresh(today, settings.prices_confirmed_on)
-    except StalePricesError as error:
-        problems.append(error)
+    retires, problems = _price_problems(prices, model, today, settings.prices_confirmed_on)
     ledger = month_ledger(settings)
     ledger.rebuild_check()
     month = ledger.month_totals()
@@ -79,3 +65,25 @@ def look_at_paid_teachers(settings: Settings, today: date | None = None) -> tupl
         paid_calls_frozen=month.frozen,
     )
     return facts, problems
+
+
+def _price_problems(
+    prices: PriceTable, model: str, today: date, confirmed_on: date | None
+) -> tuple[str | None, list[OPDError]]:
+    """When the default teacher retires, and what is wrong with its price or the age of all prices."""
+    problems: list[OPDError] = []
+    retires: str | None = None
+    try:
+        prices.price_for(model, 1, today)
+        found = prices.retirement(model, today)
+        retires = None if found is None else str(found)
+        notice = prices.retirement_notice(model, today)
+        if notice is not None:
+            problems.append(UnknownPriceError(f"The default teacher {notice} Set OPD_DEFAULT_TEACHER to another."))
+    except UnknownPriceError as error:
+        problems.append(error)
+    try:
+        prices.require_fresh(today, confirmed_on)
+    except StalePricesError as error:
+        problems.append(error)
+    return retires, problems

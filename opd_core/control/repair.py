@@ -98,7 +98,7 @@ class Repair:
         """The runs that files speak of: configurations, logs and checkpoint folders."""
         names = {path.stem for path in _entries(self._home.home / "configs", "*.yaml")}
         names |= {path.name.split(".")[1] for path in _entries(self._home.home / "configs", ".*.yaml.*.tmp")}
-        names |= {path.stem for path in _entries(self._home.home / "logs", "*.log")} - {SERVER_LOG}
+        names |= {path.name.split(".")[0] for path in _entries(self._home.home / "logs", "*.log*")} - {SERVER_LOG}
         names |= {path.name for path in _entries(self._home.home / "checkpoints", "*") if path.is_dir()}
         return {name for name in names if RUN_ID_PATTERN.fullmatch(name)}
 

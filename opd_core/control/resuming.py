@@ -22,7 +22,11 @@ def why_not_resumable(row: RunRow) -> str:
             f"Run {row.run_id} is completed. To train further, start a new run with student_adapter_path "
             f"{row.final_adapter_path or 'set to its adapter'}."
         )
-    return f"Run {row.run_id} is {row.state}; only a stopped, failed or interrupted run can be resumed."
+    if row.state == "stopping":
+        return f"{row.run_id} is stopping. Wait until get_status says that it is stopped, then resume it."
+    return (
+        f"{row.run_id} is {row.state} already; perhaps another call resumed it a moment ago. Follow it with get_status."
+    )
 
 
 def refuse_changes_of_a_comparison(

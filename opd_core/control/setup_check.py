@@ -10,6 +10,7 @@ from typing import Any
 
 from opd_core.blas import ADVICE, BlasReport, find_fast_blas, measure_sgemm
 from opd_core.control.machine import (
+    BLAS_FACT,
     GB,
     Device,
     Memory,
@@ -27,7 +28,6 @@ from opd_core.settings import Settings
 from opd_core.state.database import journal_mode
 from opd_core.state.store import RunStore
 
-BLAS_FACT = "blas"
 PACKAGES = ("opd-server", "mlx", "mlx-lm", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "cmeel-openblas", "faiss-cpu")
 NEEDED_PACKAGES = ("mlx", "mlx-lm")
 MIN_FREE_DISK_BYTES = 2e9

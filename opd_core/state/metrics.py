@@ -59,6 +59,7 @@ METRICS: dict[str, Metric] = {
     "rollout_seconds": Metric("s", "down", "time the student spent writing"),
     "teacher_seconds": Metric("s", "down", "time the teacher spent scoring"),
     "update_seconds": Metric("s", "down", "time of losses, gradients and the optimizer"),
+    "other_seconds": Metric("s", "down", "the rest of the step: files, database, waiting for room"),
     "eval_seconds": Metric("s", "down", "time of this held-out evaluation"),
     "peak_memory_gb": Metric("GB", "down", "most memory MLX held at one time so far"),
     "update_skipped": Metric("flag", "neither", "the weights stayed: nothing to learn from, or a loss not finite"),

@@ -5,7 +5,6 @@ The files are written first, the row second: the row never tells of a line that 
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -19,6 +18,7 @@ from opd_core.state.database import SqlValue
 from opd_core.state.jsonl import JsonlFile, dump_line
 from opd_core.state.metrics import Series
 from opd_core.state.rows import RunRow
+from opd_core.state.run_log import RunLog
 from opd_core.state.store import RunStore
 from opd_core.types import Rollout, RunState, clean_text
 
@@ -47,7 +47,7 @@ class RunRecorder:
         self._store, self._run_id, self._epoch = store, row.run_id, row.epoch
         self._stop_signalled, self._seams = stop_signalled, seams
         self._clock = clock = seams.monotonic
-        self._files = _run_files(home, row)
+        self._files, self._log = _run_files(home, row), RunLog(home.log(row.run_id))
         self._state_seen, self._stop_seen = row.state, row.stop_requested
         self._started = self._last_write = self._last_phase_write = self._last_look = clock()
         self._first_step_at: float | None = None
@@ -120,7 +120,7 @@ class RunRecorder:
 
     def log(self, message: str) -> None:
         """Write a line to the run's log (the worker's own output)."""
-        print(f"{iso_utc(self._seams.now())} {message}", file=sys.stderr, flush=True)
+        self._log.write_line(f"{iso_utc(self._seams.now())} {message}")
 
     def warn(self, message: str) -> None:
         """Say something that a person should see, in the log and among the run's events."""

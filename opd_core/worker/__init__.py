@@ -38,6 +38,7 @@ from opd_core.paths import HomePaths
 from opd_core.seams import REAL, Seams
 from opd_core.state.database import Database
 from opd_core.state.recorder import RunRecorder
+from opd_core.state.run_log import RunLog
 from opd_core.state.store import RunStore
 from opd_core.types import EndReason, JobKind, clean_text
 from opd_core.worker.jobs import JOBS, WORKER_BUSY_SECONDS, Job, JobContext, JobEnd, published_adapter
@@ -66,6 +67,7 @@ def main(
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours already; fails if it was not handed over
     signals = _StopFlag()
     home = HomePaths(Path(options.home))
+    RunLog(home.log(options.run_id)).watch()
     store = RunStore(Database(home.database, WORKER_BUSY_SECONDS))
     supervisor = Supervisor(home, store, command, leaves_keyless=True)
     worker = Worker(home, store, supervisor, jobs, signals.is_set)

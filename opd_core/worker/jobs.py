@@ -13,7 +13,7 @@ from opd_core import blas
 from opd_core.checkpoint_files import list_checkpoints
 from opd_core.comparison import ComparisonSpec
 from opd_core.config import RunConfig, parse_config
-from opd_core.control.preflight_paid import utc_today
+from opd_core.control.preflight.paid import utc_today
 from opd_core.control.processes import try_lock
 from opd_core.control.supervisor import owner_name, run_of_owner
 from opd_core.errors import CheckpointError, StoreError, TeacherUnavailableError

@@ -14,8 +14,9 @@ from opd_core.config import RunConfig
 from opd_core.config_io import MAX_CONFIG_BYTES, read_config
 from opd_core.errors import ConfigError, OPDError
 from opd_core.prompt_files import load_prompts
-from server.arguments import parse_arguments
-from server.present import status_summary, tidy
+from server.answers.sentences import status_summary
+from server.answers.words import tidy
+from server.arguments.parsing import parse_arguments
 from tests.server.records import make_row
 
 READ = """

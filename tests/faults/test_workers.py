@@ -23,7 +23,7 @@ from opd_core.state.database import Database
 from opd_core.state.store import RunStore
 from opd_core.types import LIVE_STATES
 from opd_core.worker.out_of_memory import out_of_memory_message, peak_memory_bytes
-from server.present import status_summary
+from server.answers.sentences import status_summary
 from tests.opd_core.control import little_server
 from tests.opd_core.control.scripted_worker import COMMAND
 from tests.opd_core.control.test_supervisor import START_SECONDS, Workshop

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from opd_core.comparison import Candidate, ComparisonSpec, default_candidates
-from opd_core.control.preflight import check, check_comparison
+from opd_core.control.preflight.checking import check, check_comparison
 from opd_core.errors import ConfigError, PathError
 from tests.model_folders import World, make_adapter
 

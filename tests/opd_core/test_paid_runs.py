@@ -16,7 +16,7 @@ import pytest
 from opd_core.adapter_files import read_adapter
 from opd_core.comparison import Candidate, ComparisonSpec
 from opd_core.config import RunConfig, parse_config
-from opd_core.control.estimate import estimate
+from opd_core.control.estimate.estimating import estimate
 from opd_core.control.processes import try_lock
 from opd_core.control.runs import Runs
 from opd_core.control.supervisor import Supervisor

@@ -214,6 +214,6 @@ def test_other_troubles_are_not_taken_for_a_full_disk(
 
 def test_the_floor_is_below_what_a_start_asks_for() -> None:
     """A run that may start does not wait at its first step."""
-    from opd_core.control.preflight_models import MIN_DISK_BYTES
+    from opd_core.control.preflight.models import MIN_DISK_BYTES
 
     assert room.DISK_FLOOR_BYTES <= MIN_DISK_BYTES

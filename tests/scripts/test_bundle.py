@@ -19,8 +19,8 @@ from scripts.bundle import ENTRY_POINT, ROOT, manifest, write_bundle
 from server.app import server_for
 from server.cli import parser
 from server.prompts import PROMPTS
+from server.protocol.texts import TOOLS
 from server.settings import KNOWN
-from server.texts import TOOLS
 from tests.server.fakes import FakeUseCases
 
 MCPB = ROOT / ".node/node_modules/.bin/mcpb"

@@ -18,7 +18,7 @@ from scripts.reference import FILE, reference
 from scripts.reference_doors import commands, error_kinds, figures, route_paths
 from scripts.reference_meanings import END_REASONS, KINDS, OWN_ROUTES, SETTINGS, STATES, findings
 from server.app import build_server
-from server.progress import ProgressData
+from server.live.progress import ProgressData
 from server.routes import ROUTES
 
 PAGE = FILE.read_text(encoding="utf-8")

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-
-from server.guard import App, Message, Scope
+from starlette.types import ASGIApp, Message, Scope
 
 TOKEN = "t" * 43
 HOST = "127.0.0.1:8765"
@@ -78,7 +77,7 @@ def socket_head(headers: Headers | None = None, *, subprotocols: Iterable[str] =
     return {**scope, "type": "websocket", "scheme": "ws", "subprotocols": offered}
 
 
-async def ask(app: App, scope: Scope, body: Iterable[bytes] = (b"",), *, then_hangs: bool = False) -> Reply:
+async def ask(app: ASGIApp, scope: Scope, body: Iterable[bytes] = (b"",), *, then_hangs: bool = False) -> Reply:
     """Send one request and collect the answer.
 
     Args:
@@ -118,7 +117,7 @@ async def ask(app: App, scope: Scope, body: Iterable[bytes] = (b"",), *, then_ha
     return reply
 
 
-def fetch(app: App, scope: Scope, body: Iterable[bytes] = (b"",), *, then_hangs: bool = False) -> Reply:
+def fetch(app: ASGIApp, scope: Scope, body: Iterable[bytes] = (b"",), *, then_hangs: bool = False) -> Reply:
     """`ask` from a test that is not asynchronous."""
 
     async def go() -> Reply:

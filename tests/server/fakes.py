@@ -12,13 +12,13 @@ from mcp.client import Client
 from mcp_types import CallToolResult
 
 from opd_core.config import RunConfig
-from opd_core.control.diagnosis import diagnose
-from opd_core.control.estimate import Estimate
+from opd_core.control.diagnosis.diagnosing import diagnose
+from opd_core.control.estimate.estimating import Estimate
 from opd_core.control.evidence import RunEvidence
 from opd_core.control.log_reading import LogPart
 from opd_core.control.models import LocalModels
-from opd_core.control.prompt_inspection import PromptInspection, inspect_prompts
-from opd_core.control.report import WrittenFile, WrittenReport
+from opd_core.control.prompts.inspection import PromptInspection, inspect_prompts
+from opd_core.control.report.writing import WrittenFile, WrittenReport
 from opd_core.control.sessions import Session, sessions_of
 from opd_core.control.setup_check import SetupReport
 from opd_core.errors import RunNotFoundError
@@ -28,9 +28,9 @@ from opd_core.state.metrics import Series
 from opd_core.state.rows import RunRow
 from opd_core.types import RunState
 from server.app import server_for
-from server.arguments import CompareArguments
+from server.arguments.jobs import CompareArguments
+from server.arguments.studies import InspectArguments, LogArguments
 from server.settings import Problem
-from server.study_arguments import InspectArguments, LogArguments
 from tests.server.records import make_estimate, make_report
 
 Era = Literal["auto", "legacy"]

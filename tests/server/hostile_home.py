@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 
 from opd_core.paths import HomePaths
 from opd_core.state.store import RunStore
+from server.home_use_cases import HomeUseCases
 from server.settings import read_settings
-from server.use_cases import HomeUseCases
 from tests.model_folders import edit_json, make_adapter, make_model, tokenizer, write_json
 from tests.server.records import BASELINE, BEST, COMPARED, PROBED, TRAIN_LINE
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from opd_core.blas import BlasReport
-from opd_core.control.estimate import Estimate
-from opd_core.control.estimate_paid import MethodCost, PaidEstimate
+from opd_core.control.estimate.costs import MethodCost, PaidEstimate
+from opd_core.control.estimate.estimating import Estimate
 from opd_core.control.machine import Memory
 from opd_core.control.models import LocalModels
 from opd_core.control.setup_check import SetupProblem, SetupReport

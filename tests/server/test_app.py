@@ -14,8 +14,8 @@ from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 
 from server.app import LISTS_STAY_MS, server_for
+from server.protocol.texts import TOOLS
 from server.resources import RUNS_URI, run_uri
-from server.texts import TOOLS
 from server.verbs import VERBS
 from tests.server.fakes import ERAS, Era, FakeUseCases, data_of, text_of
 
@@ -28,7 +28,7 @@ SCRIPT = """
 import json, sys
 from server.app import build_server
 from server.settings import read_settings
-from server.use_cases import HomeUseCases
+from server.home_use_cases import HomeUseCases
 
 settings = read_settings()
 build_server(settings)
@@ -41,7 +41,7 @@ except LookupError:
 cases.list(None, None, 10, None)
 cases.list_models()
 cases.estimate
-import opd_core.control.setup_check, opd_core.control.estimate
+import opd_core.control.setup_check, opd_core.control.estimate.estimating
 print(json.dumps([started, sorted(sys.modules)]))
 """
 

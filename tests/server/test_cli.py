@@ -10,8 +10,8 @@ from opd_core import __version__
 from server.cli import main
 
 COMMANDS = (
-    *("serve", "demo", "run", "status", "report", "doctor", "install", "ledger", "adjust", "set-month", "unfreeze"),
-    "import-gguf",
+    *("serve", "demo", "run", "status", "stop", "report", "doctor"),
+    *("install", "ledger", "adjust", "set-month", "unfreeze", "import-gguf"),
 )
 
 

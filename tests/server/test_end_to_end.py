@@ -22,54 +22,18 @@ from mcp.client import Client
 from safetensors.numpy import save_file
 
 from tests.server.fakes import data_of, text_of
+from tests.small_runs import NEEDS_INSTALLED_PROJECT, configuration, make_home
 from tests.tiny import write_tiny_model
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        subprocess.run([sys.executable, "-P", "-c", "import opd_core, server"], cwd="/", capture_output=True).returncode
-        != 0,
-        reason="the project is not installed in this Python, so no worker can be started",
-    ),
-]
+pytestmark = [pytest.mark.slow, NEEDS_INSTALLED_PROJECT]
 WAIT = {"timeout_seconds": 30}
 Story = Callable[[Client], Awaitable[None]]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model made once; each test links it into its own home."""
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
 @pytest.fixture
-def house(tmp_path: Path, tiny: Path) -> Path:
+def house(tmp_path: Path) -> Path:
     """A home with one model and one prompt file."""
-    home = tmp_path / "home"
-    (home / "models" / "tiny").mkdir(parents=True)
-    for file in tiny.iterdir():
-        (home / "models" / "tiny" / file.name).write_bytes(file.read_bytes())
-    prompts = [json.dumps({"prompt": f"Say number {number}."}) for number in range(30)]
-    (home / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
-    return home
-
-
-def configuration(home: Path, **changes: Any) -> dict[str, Any]:
-    """A run of a few small steps."""
-    return {
-        "base_model_path": "tiny",
-        "validation_prompts_path": str(home / "prompts.jsonl"),
-        "teacher_system_prompt": "Be brief.",
-        "num_training_steps": 4,
-        "batch_size": 2,
-        "num_rollouts_per_prompt": 2,
-        "rollout_max_tokens": 8,
-        "eval_every_steps": 2,
-        "checkpoint_every_steps": 1,
-        "lora_rank": 2,
-        "kl_schedule": "constant",
-        **changes,
-    }
+    return make_home(tmp_path / "home")
 
 
 def parameters(home: Path) -> StdioServerParameters:

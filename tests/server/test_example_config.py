@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from server.cli import parser
-from server.hosts import HOSTS, entry_in, new_entry
+from server.hosts.known import HOSTS, entry_in, new_entry
 from server.settings import KNOWN
 
 ROOT = Path(__file__).resolve().parents[2]

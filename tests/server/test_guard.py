@@ -9,10 +9,12 @@ from typing import Any
 
 import anyio
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.guard import App, Guard, GuardPolicy, Message, Receive, Scope, Send
-from server.listening import TimedProtocol, server_config
-from server.stalls import StallingSocketProtocol
+from server.guard import Guard
+from server.web.heads import GuardPolicy
+from server.web.listening import TimedProtocol, server_config
+from server.web.stalls import StallingSocketProtocol
 from tests.server.asgi import HOST, ORIGIN, TOKEN, Reply, ask, fetch, head, socket_head
 
 POLICY = GuardPolicy(token=TOKEN, hosts=frozenset({HOST}), origins=frozenset({ORIGIN}))
@@ -424,7 +426,7 @@ def test_a_connection_that_is_refused_writes_no_log() -> None:
     assert not log.isEnabledFor(logging.WARNING) and log.isEnabledFor(logging.ERROR)
 
 
-def upgrade(head: bytes, app: App | None = None) -> tuple[FakeTransport, FakeTransport]:
+def upgrade(head: bytes, app: ASGIApp | None = None) -> tuple[FakeTransport, FakeTransport]:
     """A connection that begins a socket: as it is at once, and after its time for the handshake."""
     from uvicorn.server import ServerState
 

@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 
 from opd_core.state.store import RunStore
 from server.app import server_for
-from server.http_app import http_app
+from server.home_use_cases import HomeUseCases
 from server.routes import ROUTES
-from server.use_cases import HomeUseCases
 from server.verbs import VERBS
+from server.web.app import http_app
 from tests.server.asgi import HOST, TOKEN
 from tests.server.fakes import ERAS, text_of
 from tests.server.hostile_home import (

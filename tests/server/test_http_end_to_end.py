@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import socket
@@ -21,27 +20,15 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from tests.server.fakes import ERAS, Era, data_of
-from tests.server.test_end_to_end import configuration
-from tests.tiny import write_tiny_model
+from tests.small_runs import NEEDS_INSTALLED_PROJECT, configuration, make_home
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        subprocess.run([sys.executable, "-P", "-c", "import opd_core, server"], cwd="/", capture_output=True).returncode
-        != 0,
-        reason="the project is not installed in this Python, so no worker can be started",
-    ),
-]
+pytestmark = [pytest.mark.slow, NEEDS_INSTALLED_PROJECT]
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A home with one model and one prompt file."""
-    home = tmp_path / "home"
-    write_tiny_model(home / "models" / "tiny")
-    prompts = [json.dumps({"prompt": f"Say number {number}."}) for number in range(30)]
-    (home / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
-    return home
+    return make_home(tmp_path / "home")
 
 
 def serve(home: Path, *options: str) -> subprocess.Popen[str]:

@@ -17,9 +17,10 @@ from mcp.client import Client
 
 from tests.endpoint import Endpoint, Reply
 from tests.server.fakes import data_of, text_of
-from tests.server.test_end_to_end import Story, configuration, ended, house, parameters, pytestmark, tiny
+from tests.server.test_end_to_end import Story, ended, house, parameters, pytestmark
+from tests.small_runs import configuration
 
-__all__ = ["house", "pytestmark", "tiny"]  # fixtures and marks of the free stories hold here as well
+__all__ = ["house", "pytestmark"]  # fixtures and marks of the free stories hold here as well
 CANARY = "sk-ant-canary-0123456789abcdef"
 WAIT = {"timeout_seconds": 30}
 

@@ -14,11 +14,11 @@ import pytest
 
 from opd_core.errors import OPDError
 from opd_core.state.store import RunStore
-from server.arguments import parse_arguments
-from server.http_app import http_app
+from server.arguments.parsing import parse_arguments
+from server.home_use_cases import HomeUseCases
 from server.settings import read_settings
-from server.use_cases import HomeUseCases
 from server.verbs import VERBS, UnexpectedError, Verbs
+from server.web.app import http_app
 from tests.model_folders import World, make_adapter, make_model, write_prompts
 from tests.server.asgi import HOST, JSON_TYPE, TOKEN, fetch, head
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import stat
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,24 +13,23 @@ from mcp import StdioServerParameters
 from mcp.client import Client
 
 from tests.server.fakes import ERAS, Era, data_of
-from tests.server.test_end_to_end import configuration, ended
-from tests.tiny import write_tiny_model
+from tests.server.test_end_to_end import ended
+from tests.small_runs import NEEDS_INSTALLED_PROJECT, configuration, make_home
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORTED = subprocess.run([sys.executable, "-P", "-c", "import opd_core, server"], cwd="/", capture_output=True)
 OPEN_SERVER = "import os; os.umask(0); from server.cli import main; raise SystemExit(main(['serve']))"
 NOISY_SERVER = """
 import os, subprocess, sys
-from server import app, use_cases
+from server import app, home_use_cases
 from server.cli import main
 
-class Noisy(use_cases.HomeUseCases):
-    def check_setup(self, refresh=False):
+class Noisy(home_use_cases.HomeUseCases):
+    def check_setup(self):
         print("noise from print", flush=True)
         os.write(1, b"noise from the descriptor\\n")
         subprocess.run(["/bin/echo", "noise from a child"], check=True)
         sys.stdout.write("half a line of noise")
-        return super().check_setup(refresh)
+        return super().check_setup()
 
 app.HomeUseCases = Noisy
 os.dup2(os.open(os.path.join(os.environ["OPD_HOME"], "stderr.txt"), os.O_WRONLY | os.O_CREAT, 0o600), 2)
@@ -62,15 +59,10 @@ def test_whatever_is_printed_the_protocol_stays_clean(tmp_path: Path, era: Era) 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    IMPORTED.returncode != 0, reason="the project is not installed in this Python, so no worker can be started"
-)
+@NEEDS_INSTALLED_PROJECT
 def test_every_file_of_a_run_is_private_whatever_the_umask(tmp_path: Path) -> None:
     """S20."""
-    house = tmp_path / "home"
-    write_tiny_model(house / "models" / "tiny")
-    prompts = [json.dumps({"prompt": f"Say number {number}."}) for number in range(30)]
-    (house / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
+    house = make_home(tmp_path / "home")
     ours = {path for path in house.rglob("*")}
     called: list[str] = []
 

@@ -26,8 +26,8 @@ from server.prompts import PROMPTS
 from server.resources import run_uri
 from server.verbs import VERBS
 from tests.server.fakes import ERAS, Era, FakeUseCases
+from tests.server.protocol.test_tasks import KnownRuns
 from tests.server.records import completed, make_row
-from tests.server.test_tasks import KnownRuns
 
 ARGUMENTS: dict[str, dict[str, str]] = {
     "distill_my_adapter": {"adapter_path": "/adapters/mine", "prompts_path": "/data/p.jsonl"},

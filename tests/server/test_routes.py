@@ -21,9 +21,9 @@ from opd_core.errors import (
     StoreError,
     TrainingError,
 )
-from server.http_app import http_app
 from server.routes import ROUTES, VerbRoute
 from server.verbs import VERBS
+from server.web.app import http_app
 from tests.server.asgi import TOKEN
 from tests.server.fakes import FakeUseCases, call, data_of, text_of
 from tests.server.records import CONFIG, completed, make_row

@@ -15,13 +15,16 @@ from typing import Any
 import anyio
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Scope
 
 from opd_core.config import RunConfig
-from server import cli, http_app
+from server import cli
 from server.app import server_for
-from server.arguments import input_schema
-from server.guard import Guard, GuardPolicy, Scope
+from server.arguments.slim import input_schema
+from server.guard import Guard
 from server.verbs import VERBS
+from server.web import app as http_app
+from server.web.heads import GuardPolicy
 from tests.server.asgi import HOST, JSON_TYPE, ORIGIN, TOKEN, Headers, Reply, ask, head, socket_head
 from tests.server.fakes import FakeUseCases
 from tests.server.records import CONFIG, make_row

@@ -23,15 +23,15 @@ from opd_core.paths import HomePaths
 from opd_core.state.jsonl import JsonlFile
 from opd_core.state.metrics import Series
 from opd_core.state.store import RunStore
+from server.answers.picture import HEIGHT_OF_PANEL, WIDTH, Panel, average, small_png
+from server.answers.plots import image_reply, plot_facts, plotted
+from server.answers.reply import MAX_RESULT_BYTES
 from server.app import server_for
-from server.http_app import http_app
-from server.plot_answers import image_reply, plot_facts, plotted
-from server.plots import HEIGHT_OF_PANEL, WIDTH, Panel, average, small_png
-from server.replies import MAX_RESULT_BYTES
+from server.arguments.studies import PlotArguments
+from server.commands.terminal import print_report
+from server.home_use_cases import HomeUseCases
 from server.settings import read_settings
-from server.study_arguments import PlotArguments
-from server.terminal import print_report
-from server.use_cases import HomeUseCases
+from server.web.app import http_app
 from tests.model_folders import make_model
 from tests.opd_core.control.runs_seen import eval_lines, train_lines
 from tests.server.asgi import TOKEN

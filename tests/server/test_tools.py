@@ -17,12 +17,12 @@ from opd_core.control.models import LocalModels
 from opd_core.errors import HomeError, PromptFileError
 from opd_core.model_files import ModelInfo
 from opd_core.paths import HomePaths
+from server.answers.reply import MAX_RESULT_BYTES
 from server.app import server_for
-from server.arguments import OWN_PROBE_ARGUMENTS
-from server.replies import MAX_RESULT_BYTES
+from server.arguments.jobs import OWN_PROBE_ARGUMENTS
+from server.protocol.texts import INSTRUCTIONS, TOOLS
+from server.protocol.tool_schemas import DESCRIBED_BY_START
 from server.settings import Problem
-from server.texts import INSTRUCTIONS, TOOLS
-from server.tool_schemas import DESCRIBED_BY_START
 from server.verbs import VERBS
 from tests.server.fakes import ERAS, Era, FakeUseCases, call, data_of, text_of
 from tests.server.records import (

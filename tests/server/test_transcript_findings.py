@@ -9,10 +9,12 @@ import pytest
 from opd_core.config import parse_config
 from opd_core.errors import PathError
 from opd_core.roots import Roots
-from server.answers import runs, started, stopped
-from server.present import run_status, status_summary
-from server.replies import MAX_DATA_BYTES, data_bytes, reply
-from server.session_answers import settings_of
+from server.answers.estimates import estimate
+from server.answers.figures import settings_of
+from server.answers.reply import MAX_DATA_BYTES, data_bytes, reply
+from server.answers.runs import runs, started, stopped
+from server.answers.sentences import status_summary
+from server.answers.status import run_status
 from server.verbs import VERBS
 from tests.server.fakes import FakeUseCases, call, text_of
 from tests.server.records import completed, make_row
@@ -69,12 +71,11 @@ def test_one_run_is_no_plural_and_a_job_has_no_steps() -> None:
 
 
 def test_an_estimate_for_a_paid_teacher_without_a_budget_asks_for_one() -> None:
-    from server import answers
     from tests.server.records import make_estimate, make_paid
 
     paid = make_estimate(paid=make_paid())
-    assert "how many dollars" in answers.estimate(paid, names_budget=False).next_step
-    assert "how many dollars" not in answers.estimate(paid).next_step
+    assert "how many dollars" in estimate(paid, names_budget=False).next_step
+    assert "how many dollars" not in estimate(paid).next_step
     assert "max_budget_usd" not in parse_config(PAID).model_fields_set
 
 

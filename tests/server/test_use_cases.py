@@ -12,9 +12,9 @@ from opd_core.config import parse_config
 from opd_core.errors import OPDError, RunNotFoundError, StateError
 from opd_core.paths import HomePaths
 from opd_core.state.store import RunStore
-from server.arguments import CompareArguments
+from server.arguments.jobs import CompareArguments
+from server.home_use_cases import HomeUseCases
 from server.settings import read_settings
-from server.use_cases import HomeUseCases
 from tests.model_folders import make_adapter
 from tests.server.records import make_row
 

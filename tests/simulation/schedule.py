@@ -12,7 +12,7 @@ from pathlib import Path
 
 from opd_core import worker
 from opd_core.config import RunConfig
-from opd_core.control.preflight import Preflight
+from opd_core.control.preflight.checking import Preflight
 from opd_core.control.runs import Runs
 from opd_core.control.supervisor import Supervisor
 from opd_core.errors import OPDError

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.suites.processes import CLIENTS_FOLDER, NODE_FOLDER, make_home
+from tests.small_runs import make_home
+from tests.suites.processes import CLIENTS_FOLDER, NODE_FOLDER
 
 
 @pytest.fixture

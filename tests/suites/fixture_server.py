@@ -13,14 +13,15 @@ from mcp.server import MCPServer
 from mcp_types import EmptyResult, SetLevelRequestParams, SubscribeRequestParams, UnsubscribeRequestParams
 
 from server.app import server_for
-from server.binding import bind
-from server.http_app import http_app
-from server.listening import server_config
+from server.home_use_cases import HomeUseCases
 from server.serving import listen
 from server.settings import read_settings
-from server.token import read_or_make_token
-from server.use_cases import HomeUseCases, UseCases
-from tests.server.task_fixtures import FixtureTasks, fixture_tools
+from server.use_cases import UseCases
+from server.web.app import http_app
+from server.web.binding import bind
+from server.web.listening import server_config
+from server.web.token import read_or_make_token
+from tests.server.protocol.task_fixtures import FixtureTasks, fixture_tools
 from tests.suites.fixture_content import add_content, content_tools
 from tests.suites.fixture_questions import add_question, question_tools
 

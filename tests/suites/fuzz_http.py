@@ -15,12 +15,12 @@ from pathlib import Path
 import uvicorn
 
 import opd_core.demo
-from opd_core.control.prompt_inspection import PromptInspection
-from server.binding import bind
-from server.http_app import http_app
-from server.listening import server_config
+from opd_core.control.prompts.inspection import PromptInspection
+from server.arguments.studies import InspectArguments
 from server.serving import listen
-from server.study_arguments import InspectArguments
+from server.web.app import http_app
+from server.web.binding import bind
+from server.web.listening import server_config
 from tests.server.fakes import FakeUseCases
 from tests.server.records import COMPARED, PROBED, completed
 

@@ -1,8 +1,7 @@
-"""What the suites stand on: programs of the Node environment, servers as processes, a small home, whole outputs."""
+"""What the suites stand on: programs of the Node environment, servers as processes, whole outputs."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -12,9 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tests.tiny import write_tiny_model
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,32 +41,6 @@ class Outcome:
     code: int
     out: str
     err: str
-
-
-def make_home(home: Path) -> Path:
-    """A home with the tiny model and a file of prompts."""
-    write_tiny_model(home / "models" / "tiny")
-    prompts = [json.dumps({"prompt": f"Say number {number}."}) for number in range(30)]
-    (home / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
-    return home
-
-
-def configuration(home: Path, **changes: Any) -> dict[str, Any]:
-    """A run of small steps."""
-    return {
-        "base_model_path": "tiny",
-        "validation_prompts_path": str(home / "prompts.jsonl"),
-        "teacher_system_prompt": "Be brief.",
-        "num_training_steps": 4,
-        "batch_size": 2,
-        "num_rollouts_per_prompt": 2,
-        "rollout_max_tokens": 8,
-        "eval_every_steps": 2,
-        "checkpoint_every_steps": 1,
-        "lora_rank": 2,
-        "kl_schedule": "constant",
-        **changes,
-    }
 
 
 @contextmanager

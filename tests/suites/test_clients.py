@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from server.verbs import VERBS
-from tests.suites.processes import SERVE, configuration, finished
+from tests.small_runs import configuration
+from tests.suites.processes import SERVE, finished
 
 pytestmark = pytest.mark.suite
 LONG_STEPS = 1000

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from server.verbs import VERBS
-from tests.suites.processes import INSPECTOR, NODE_PROGRAM, SERVE, SERVE_HTTP, Outcome, configuration, finished, served
+from tests.small_runs import configuration
+from tests.suites.processes import INSPECTOR, NODE_PROGRAM, SERVE, SERVE_HTTP, Outcome, finished, served
 
 pytestmark = [pytest.mark.suite, pytest.mark.usefixtures("node")]
 ERAS = ("modern", "legacy")

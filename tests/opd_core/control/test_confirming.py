@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from opd_core.comparison import Candidate, ComparisonSpec
-from opd_core.control import preflight_paid
 from opd_core.control.confirming import UNASKED_USD, require_judge, require_raise, require_start
-from opd_core.control.preflight import check
+from opd_core.control.preflight import paid as paid_checks
+from opd_core.control.preflight.checking import check
 from opd_core.control.runs import Runs
 from opd_core.errors import ConfirmationNeededError
 from tests.model_folders import World
@@ -32,7 +32,7 @@ PAID = {
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    monkeypatch.setattr(preflight_paid, "utc_today", lambda: date(2026, 11, 23))
+    monkeypatch.setattr(paid_checks, "utc_today", lambda: date(2026, 11, 23))
     return World(tmp_path)
 
 

@@ -18,7 +18,7 @@ from opd_core.config_io import to_yaml
 from opd_core.control.processes import try_lock
 from opd_core.control.repair import Repair
 from opd_core.control.repair_place import Finding
-from opd_core.paths import HomePaths, write_whole
+from opd_core.paths import HomePaths, older_generation, write_whole
 from opd_core.state.jsonl import JsonlFile
 from opd_core.state.store import RunStore
 from opd_core.training.checkpoint import load_checkpoint, save_checkpoint
@@ -316,3 +316,18 @@ def test_checkpoints_of_no_run_without_a_configuration_are_named_and_kept(home: 
     assert one(Repair(home).look()).mend is None
     Repair(home).mend()
     assert content(home) == before
+
+
+def test_the_older_part_of_a_log_is_no_orphan_while_its_run_is_known_and_else_goes_aside_with_it(
+    home: HomePaths, store: RunStore
+) -> None:
+    for name in (RUN, "lost", "half"):
+        older_generation(home.log(name)).write_text("older\n")
+    home.log("lost").write_text("newer\n")
+    found = {(finding.run_id, finding.path.name) for finding in Repair(home).look()}
+    assert found == {("lost", "lost.log"), ("lost", "lost.log.1"), ("half", "half.log.1")}
+    Repair(home).mend()
+    assert Repair(home).look() == []
+    assert older_generation(home.log(RUN)).read_text() == "older\n"
+    aside = {path.name for path in (home.home / "set_aside").iterdir()}
+    assert aside == {"lost.log", "lost.log.1", "half.log.1"}

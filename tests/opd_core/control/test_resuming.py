@@ -13,7 +13,7 @@ import pytest
 from opd_core.checkpoint_files import list_checkpoints
 from opd_core.comparison import Candidate, ComparisonSpec
 from opd_core.config import RunConfig, parse_config
-from opd_core.control.preflight import CheckedComparison, Preflight
+from opd_core.control.preflight.checking import CheckedComparison, Preflight
 from opd_core.control.processes import try_lock
 from opd_core.control.runs import Runs
 from opd_core.control.supervisor import Supervisor

@@ -12,8 +12,9 @@ from opd_core.comparison import Candidate, ComparisonSpec
 from opd_core.config import RunConfig, parse_config
 from opd_core.config_io import read_config
 from opd_core.control.logs import log_tail
-from opd_core.control.preflight import CheckedComparison, Preflight
+from opd_core.control.preflight.checking import CheckedComparison, Preflight
 from opd_core.control.processes import try_lock
+from opd_core.control.queueing import NewJobs
 from opd_core.control.runs import Runs
 from opd_core.control.supervisor import Supervisor
 from opd_core.errors import (
@@ -180,7 +181,7 @@ def test_of_two_starts_with_one_id_the_loser_leaves_the_winners_configuration(
     runs: Runs, home: HomePaths, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     barrier, losses = threading.Barrier(2), list[StateError]()
-    monkeypatch.setattr(Runs, "_refuse_leftovers", lambda self, run_id: barrier.wait())
+    monkeypatch.setattr(NewJobs, "_refuse_leftovers", lambda self, run_id: barrier.wait())
 
     def start(seed: int) -> None:
         try:
@@ -215,7 +216,7 @@ def test_the_same_request_sent_twice_at_once_under_its_own_name_is_told_one_run(
         store.create(run_id, "distillation", asked.model_dump(mode="json"), client_request_id="once")
         raise StateError("taken")
 
-    monkeypatch.setattr(Runs, "_refuse_leftovers", other_is_quicker)
+    monkeypatch.setattr(NewJobs, "_refuse_leftovers", other_is_quicker)
     assert runs.start(asked).run_id == "mine"
 
 
@@ -256,7 +257,7 @@ def test_a_configuration_that_cannot_be_written_leaves_no_run(
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("opd_core.control.runs.write_whole", full)
+    monkeypatch.setattr("opd_core.control.queueing.write_whole", full)
     with pytest.raises(HomeError, match="No space left"):
         runs.start(config())
     assert store.list() == []
@@ -359,11 +360,47 @@ def test_a_run_that_ended_early_can_be_resumed(runs: Runs, store: RunStore, stat
 @pytest.mark.usefixtures("busy")
 def test_what_is_not_over_or_is_complete_cannot_be_resumed(runs: Runs, store: RunStore) -> None:
     runs.start(config(run_id="mine"))
-    with pytest.raises(StateError, match="mine is queued"):
+    with pytest.raises(StateError, match=r"mine is queued already.*Follow it with get_status"):
         runs.resume("mine")
     end(store, "mine", "completed", final_adapter_path="/checkpoints/mine")
     with pytest.raises(StateError, match=r"completed.*student_adapter_path /checkpoints/mine"):
         runs.resume("mine")
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_run_that_is_stopping_can_be_resumed_when_it_has_stopped(
+    runs: Runs, home: HomePaths, store: RunStore
+) -> None:
+    runs.start(config(run_id="mine"))
+    epoch, alive = store.claim("mine"), try_lock(home.run_lock("mine"))
+    assert alive is not None
+    store.request_stop("mine")
+    with pytest.raises(StateError, match=r"mine is stopping.*then resume it"):
+        runs.resume("mine")
+    store.finish("mine", "stopped", "by_user", epoch=epoch, message="")
+    os.close(alive)
+    assert runs.resume("mine").state == "queued"
+
+
+@pytest.fixture
+def raced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another call resumes the run between a resume's look at its state and its own change."""
+    requeue = RunStore.requeue
+
+    def requeue_twice(self: RunStore, run_id: str, **changed: Any) -> None:
+        requeue(self, run_id, **changed)
+        requeue(self, run_id, **changed)
+
+    monkeypatch.setattr(RunStore, "requeue", requeue_twice)
+
+
+@pytest.mark.usefixtures("busy", "raced")
+def test_of_two_resumes_at_once_the_loser_is_told_that_the_run_is_going_again(runs: Runs, store: RunStore) -> None:
+    runs.start(config(run_id="mine"))
+    end(store, "mine")
+    with pytest.raises(StateError, match=r"^mine is queued already.*another call.*Follow it with get_status"):
+        runs.resume("mine")
+    assert store.get("mine").state == "queued"
 
 
 @pytest.mark.usefixtures("busy")
@@ -456,6 +493,22 @@ def test_only_a_completed_comparison_has_a_result(
     assert runs.comparison_result(job_id) == {"rows": []}
     with pytest.raises(StateError, match="is a distillation"):
         runs.comparison_result("opd_source")
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/etc/hostname"), Path.mkdir])
+def test_what_stands_in_the_place_of_a_result_is_named_and_hangs_nobody(
+    runs: Runs,
+    compared: Callable[..., ComparisonSpec],
+    store: RunStore,
+    home: HomePaths,
+    put: Callable[[Path], None],
+) -> None:
+    job_id = runs.start_comparison(compared()).run_id
+    home.result(job_id).parent.mkdir()
+    put(home.result(job_id))
+    end(store, job_id, "completed", result_path=str(home.result(job_id)))
+    with pytest.raises(StateError, match=f"The result of {job_id} cannot be read \\((a part|it is)"):
+        runs.comparison_result(job_id)
 
 
 def test_an_interrupted_comparison_can_be_run_again(

@@ -1,0 +1,1 @@
+"""What each tool and route takes: a model each, checked in one place."""

@@ -1,0 +1,1 @@
+"""What `opd` does in a terminal beside serving."""

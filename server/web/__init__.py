@@ -1,0 +1,1 @@
+"""The HTTP door: how it listens, whom it lets in, what it reads, how it says no."""
