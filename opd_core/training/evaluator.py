@@ -172,8 +172,10 @@ def _score_tokens(
             student.scorer.positions_per_chunk,
         )
 
-    groups = micro_batches(sizes, SCORING_TOKENS_PER_BATCH, lanes().count)
-    for group, terms in zip(groups, lanes().run([functools.partial(part, group) for group in groups]), strict=True):
+    groups = micro_batches(sizes, SCORING_TOKENS_PER_BATCH, lanes(student.model).count)
+    for group, terms in zip(
+        groups, lanes(student.model).run([functools.partial(part, group) for group in groups]), strict=True
+    ):
         offset = 0
         for index in group:
             own = slice(offset, offset + len(rollouts[index].completion_ids))

@@ -76,7 +76,7 @@ class KlUpdater:
         )
         result = StepResult(kl_loss=0.0, kl_weight=weight, learned_from=len(rollouts))
         gradients: object = None
-        for groups in lanes().rounds(self._micro_batches(rollouts)):
+        for groups in lanes(self._student.model).rounds(self._micro_batches(rollouts)):
             teacher_states = self._teacher_states(groups, result)
             gradients = add_gradients(gradients, self._gradient(groups, teacher_states, tokens, result))
         if config.use_sft_mixup:
@@ -100,12 +100,12 @@ class KlUpdater:
             )
             for rollout in rollouts
         ]
-        groups = micro_batches(sizes, training_tokens_per_batch(), lanes().count)
+        groups = micro_batches(sizes, training_tokens_per_batch(), lanes(self._student.model).count)
         return [[rollouts[index] for index in group] for group in groups]
 
     def _teacher_states(self, groups: Sequence[list[Rollout]], result: StepResult) -> list[mx.array]:
         started = time.perf_counter()
-        found = lanes().run(
+        found = lanes(self._student.model).run(
             [
                 functools.partial(
                     self._teacher.states, [m.messages for m in members], [m.completion_ids for m in members]
@@ -127,7 +127,7 @@ class KlUpdater:
             for batch, states in zip(batches, teacher_states, strict=True)
         ]
         gradients: object = None
-        for (value, terms, drift), gradient in lanes().run(parts):
+        for (value, terms, drift), gradient in lanes(self._student.model).run(parts):
             gradients = add_gradients(gradients, gradient)
             result.total_loss += number(value) / tokens
             result.kl_loss = (result.kl_loss or 0.0) + number(mx.sum(terms.value)) / tokens

@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from opd_core.blas import core_count
+from opd_core.training.arrays import flat
 
 MAX_LANES = 8
 """Every lane reads all the weights; measured on two cores only."""
+SMALL_PARAMETERS = 5_000_000
 
 Found = TypeVar("Found")
 Part = TypeVar("Part")
@@ -54,7 +57,18 @@ class Lanes:
         return found
 
 
+def lanes(model: nn.Module) -> Lanes:
+    """The lanes for work with `model`: one a core on a CPU; one on a GPU, and for a model so small that waiting for
+    each other would cost its parts more than they gain (beside a busy server, half the speed of a toy model)."""
+    is_small = sum(value.size for value in flat(model.parameters()).values()) < SMALL_PARAMETERS
+    return _one_lane() if is_small or mx.default_device().type != mx.DeviceType.cpu else _lane_a_core()
+
+
 @functools.cache
-def lanes() -> Lanes:
-    """The process's lanes: as many as it has cores on a CPU, one on a GPU."""
-    return Lanes(min(core_count(), MAX_LANES) if mx.default_device().type == mx.DeviceType.cpu else 1)
+def _one_lane() -> Lanes:
+    return Lanes(1)
+
+
+@functools.cache
+def _lane_a_core() -> Lanes:
+    return Lanes(min(core_count(), MAX_LANES))

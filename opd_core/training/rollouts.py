@@ -74,17 +74,17 @@ def decode(
     """
     uniforms = mx.random.uniform(shape=(sampling.max_tokens, len(prompts) * rollouts_per_prompt), key=key)
     rows = [prompt for prompt in prompts for _ in range(rollouts_per_prompt)]
-    size = math.ceil(len(rows) / lanes().count)
+    size = math.ceil(len(rows) / lanes(model).count)
     parts = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
     writing = [_Writing(model, [rows[row] for row in part], uniforms[:, part.start : part.stop]) for part in parts]
-    lanes().run([part.read for part in writing])
+    lanes(model).run([part.read for part in writing])
     for position in range(sampling.max_tokens):
         if should_stop():
             return []
         unfinished = [part for part in writing if part.alive]
         if not unfinished:
             break
-        drawn = lanes().run([functools.partial(part.draw, position, sampling) for part in unfinished])
+        drawn = lanes(model).run([functools.partial(part.draw, position, sampling) for part in unfinished])
         for part, (tokens, logprobs) in zip(unfinished, drawn, strict=True):
             part.take(tokens, logprobs, stop_ids)
     return [decoded for part in writing for decoded in part.decoded(stop_ids)]

@@ -165,9 +165,9 @@ def nll_gradient(student: Student, pairs: Sequence[IdPair], weights: Sequence[fl
     """
     sums = [0.0] * len(pairs)
     total: object = None
-    for batches in lanes().rounds(_batches(pairs)):
+    for batches in lanes(student.model).rounds(_batches(student.model, pairs)):
         parts = [functools.partial(_nll_part, student, batch, group, weights) for group, batch in batches]
-        for (group, batch), ((_, nll), gradient) in zip(batches, lanes().run(parts), strict=True):
+        for (group, batch), ((_, nll), gradient) in zip(batches, lanes(student.model).run(parts), strict=True):
             total = add_gradients(total, gradient)
             _fill(sums, group, batch, nll)
         mx.eval(total)
@@ -189,9 +189,9 @@ def _nll_part(
 def answer_nlls(scorer: Scorer, pairs: Sequence[IdPair]) -> list[float]:
     """The NLL of each answer in nats, summed over its tokens; no gradient work."""
     sums = [0.0] * len(pairs)
-    batches = _batches(pairs)
+    batches = _batches(scorer.model, pairs)
     parts = [functools.partial(_score_part, scorer, batch) for _, batch in batches]
-    for (group, batch), nll in zip(batches, lanes().run(parts), strict=True):
+    for (group, batch), nll in zip(batches, lanes(scorer.model).run(parts), strict=True):
         _fill(sums, group, batch, nll)
     return sums
 
@@ -207,11 +207,11 @@ def _token_nll(student: Student, batch: PackedBatch) -> mx.array:
     return head_nll(scorer.states(batch), scorer.head, batch.targets, scorer.positions_per_chunk)
 
 
-def _batches(pairs: Sequence[IdPair]) -> list[tuple[list[int], PackedBatch]]:
+def _batches(model: nn.Module, pairs: Sequence[IdPair]) -> list[tuple[list[int], PackedBatch]]:
     sizes = [Size(prompt, len(prompt), len(answer)) for prompt, answer in pairs]
     return [
         (group, pack([pairs[index][0] for index in group], [pairs[index][1] for index in group]))
-        for group in micro_batches(sizes, training_tokens_per_batch(), lanes().count)
+        for group in micro_batches(sizes, training_tokens_per_batch(), lanes(model).count)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -200,8 +201,13 @@ def test_a_zombie_is_dead(shop: Workshop) -> None:
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: state_letter(pid) == "Z", 5)
         os.kill(pid, 0)
-        shop.supervisor.reconcile()
-        assert shop.row().state == "interrupted" and process_identity(pid) is None
+        assert process_identity(pid) is None
+
+        def is_recorded() -> bool:
+            shop.supervisor.reconcile()
+            return shop.row().state == "interrupted"
+
+        wait_until(is_recorded, 5)  # a worker of several threads may keep its lock for a moment after its leader died
 
 
 # --- suspended (row 27)
@@ -295,7 +301,8 @@ def test_a_worker_out_of_memory_says_so_with_its_peak_and_the_next_run_goes_on(s
     shop.queue("b")
     shop.orders["a"].send("eat")
     row = shop.wait("failed")
-    assert row.error_message is not None and "ran out of memory; it had used up to 0." in row.error_message
+    assert row.error_message is not None
+    assert re.search(r"ran out of memory; it had used up to \d\.\d GB", row.error_message)
     assert "batch_size" in row.error_message
     shop.orders["b"].send("finish")
     shop.wait("completed", "b")

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from opd_core.blas import core_count
+from opd_core.training.arrays import flat
 from opd_core.training.lanes import MAX_LANES, Lanes, lanes
+from opd_core.training.lora import LoadedBase, NewAdapter, make_student
+from opd_core.training.rollouts import Sampling, decode, random_key
+from opd_core.training.updates import nll_gradient
+from tests.tiny import tiny_llama
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -37,7 +42,38 @@ def test_parts_after_the_first_round_are_built_when_their_turn_comes() -> None:
     assert built == [0, 1, 2]
 
 
-def test_a_cpu_has_a_lane_for_each_core() -> None:
+def test_a_cpu_has_a_lane_for_each_core_and_a_toy_model_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    assert lanes(model).count == 1
+    monkeypatch.setattr("opd_core.training.lanes.SMALL_PARAMETERS", 1)
     expected = min(core_count(), MAX_LANES) if mx.default_device().type == mx.DeviceType.cpu else 1
-    assert lanes().count == expected
-    assert lanes() is lanes()
+    assert lanes(model).count == expected
+    assert lanes(model) is lanes(model)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_answers_do_not_depend_on_the_lanes(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    prompts = [[9, 8, 7, 6, 5], [4, 3], [9, 8, 7, 6, 5]]
+
+    def answers() -> list[tuple[int, ...]]:
+        return [item.ids for item in decode(model, prompts, rows, Sampling(12), frozenset({2}), random_key(3))]
+
+    alone = answers()
+    monkeypatch.setattr("opd_core.training.rollouts.lanes", lambda model: Lanes(2))
+    assert answers() == alone
+    assert answers() == answers()
+
+
+def test_gradients_do_not_depend_on_the_lanes_and_are_bit_equal_each_time(
+    base: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = make_student(base, None, NewAdapter(2, 2.0), seed=1)
+    pairs = [((5, 6, 7), (8, 2)), ((5, 6, 7), (9, 9, 2)), ((4, 3), (7, 2)), ((3, 4, 5, 6), (1, 2))]
+    one, _ = nll_gradient(student, pairs, [1.0] * 4)
+    monkeypatch.setattr("opd_core.training.updates.lanes", lambda model: Lanes(2))
+    two, _ = nll_gradient(student, pairs, [1.0] * 4)
+    again, _ = nll_gradient(student, pairs, [1.0] * 4)
+    for name, value in flat(two).items():
+        assert np.array_equal(np.array(value), np.array(flat(again)[name]))
+        assert np.allclose(np.array(value), np.array(flat(one)[name]), atol=1e-5)
