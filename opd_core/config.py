@@ -96,7 +96,7 @@ class RunConfig(Frozen):
     lr_warmup_steps: int = Field(5, ge=0, le=1_000_000, description="Steps of linear learning-rate warm-up.")
     gradient_clip_norm: float = Field(1.0, gt=0.0, le=1e6, description="Largest global gradient norm.")
     gradient_checkpointing: bool = Field(
-        False, description="Recompute each layer on the way back: less memory in the update, about a third more time."
+        False, description="Recompute each layer on the way back: less memory in the update, one more forward pass."
     )
     lora_rank: int | None = Field(None, ge=1, le=1024, description="Rank of a new adapter (default 32).")
     lora_scale: float | None = Field(None, gt=0.0, le=1e4, description="mlx-lm scale of a new adapter (default 2).")

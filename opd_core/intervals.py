@@ -18,6 +18,8 @@ Z_95 = 1.959963984540054
 RESAMPLES = 10_000
 MIN_PAIRS = 6
 """Fewer pairs that differ show nothing at 95 %: even all five of five in one direction has chance 2/32 > 0.05."""
+FEW_HELD_OUT = 20
+"""With fewer held-out prompts one is warned: at 20 a share's interval is still 40 points wide."""
 
 
 class Interval(NamedTuple):

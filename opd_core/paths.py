@@ -10,7 +10,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,10 +55,12 @@ class HomePaths:
         """The complete resolved configuration."""
         return self.home / "configs" / f"{run_id}.yaml"
 
-    def rollouts(self, run_id: str, split: str) -> Path:
-        """`split` is "train" or "val"."""
-        suffix = "rollouts" if split == "train" else "val_rollouts"
-        return self.home / "rollouts" / split / f"{run_id}_{suffix}.jsonl"
+    def rollouts(self, run_id: str, split: str, config: Mapping[str, Any] | None = None) -> Path:
+        """`split` is "train" or "val"; under the home, or in the folder that the run's configuration names for it."""
+        is_train = split == "train"
+        named = (config or {}).get("rollout_output_dir" if is_train else "val_rollout_dir")
+        folder = Path(named) if named else self.home / "rollouts" / split
+        return folder / f"{run_id}_{'rollouts' if is_train else 'val_rollouts'}.jsonl"
 
     def metrics(self, run_id: str, series: str) -> Path:
         """`series` is "train" or "eval"."""

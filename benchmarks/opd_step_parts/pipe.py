@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
-from pathlib import Path
 from typing import Any, Protocol
+
+from opd_core.peak_memory import peak_rss_bytes
 
 
 class Pipe:
@@ -50,12 +50,3 @@ def serve(pipe: Pipe, contestant: Steps) -> None:
     pipe.send({})
     while (do := pipe.receive()) != "end":
         pipe.send(contestant.check() if do == "check" else contestant.step())
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this process has had in RAM. On Linux `ru_maxrss` would count the parent it was forked from."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

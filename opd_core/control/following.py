@@ -14,7 +14,6 @@ from opd_core.control.kept_log import KeptLog, open_log
 from opd_core.money.amounts import usd_from_pico
 from opd_core.money.totals import Totals
 from opd_core.state.database import Database, SqlValue
-from opd_core.state.events import Event, read_feed
 from opd_core.types import LIVE_STATES, EndReason, RunState, clean_text
 
 MAX_FOLLOWED_RUNS = 100
@@ -89,11 +88,6 @@ def runs_now(database: Database, asked: Iterable[str] = ()) -> tuple[int, dict[s
     records = database.read(sql, (*active, *wanted, MAX_FOLLOWED_RUNS + len(wanted)))
     newest = records[0]["newest"] if records else 0
     return newest, {record["run_id"]: _run(record) for record in records if record["run_id"] is not None}
-
-
-def events_between(database: Database, run_id: str | None, after: int, up_to: int, limit: int) -> list[Event]:
-    """As `read_feed`."""
-    return read_feed(database, run_id, after, up_to, limit)
 
 
 class LogTail:

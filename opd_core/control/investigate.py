@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from opd_core.control.evidence import RunEvidence, SpendEntry
 from opd_core.errors import OPDError, StateError
 from opd_core.paths import HomePaths
-from opd_core.safe_open import open_own
 from opd_core.state.events import Event
+from opd_core.state.jsonl import read_beginning
 from opd_core.state.metrics import MAX_POINTS, Series
 from opd_core.state.rows import RunRow
 from opd_core.types import RunState
@@ -21,6 +19,7 @@ PAGE = 50
 MAX_PAGES = 10
 """A comparison is looked for among the newest 500 jobs."""
 MAX_EVENTS = 200
+"""The newest ones."""
 MAX_COMPLETIONS_BYTES = 256 * 1024 * 1024
 
 
@@ -31,7 +30,7 @@ class RunRecords(Protocol):
     def metrics(
         self, run_id: str | None, series: Series, since_step: int | None, points: int
     ) -> list[dict[str, Any]]: ...
-    def events(self, run_id: str | None, after: int, limit: int) -> list[Event]: ...
+    def events(self, run_id: str | None, limit: int) -> list[Event]: ...
     def list(
         self, session_id: str | None, state: RunState | None, limit: int, cursor: str | None
     ) -> tuple[Sequence[RunRow], str | None]: ...
@@ -55,7 +54,7 @@ def gather(runs: RunRecords, home: HomePaths, run_id: str | None) -> RunEvidence
         row=row,
         train=runs.metrics(row.run_id, "train", None, MAX_POINTS),
         evals=runs.metrics(row.run_id, "eval", None, MAX_POINTS),
-        events=runs.events(row.run_id, 0, MAX_EVENTS),
+        events=runs.events(row.run_id, MAX_EVENTS),
         comparison=newest_comparison(runs, row),
         spend=spend_by_kind(home.completions(row.run_id)) if row.is_paid else (),
     )
@@ -80,7 +79,7 @@ def newest_comparison(runs: RunRecords, row: RunRow) -> dict[str, Any] | None:
 def spend_by_kind(path: Path) -> list[SpendEntry]:
     """Cost of a run's teacher texts by what was asked for, the dearest first; of the file's first 256 MB."""
     sums: dict[str, list[float]] = {}
-    for record in _records(path):
+    for record in read_beginning(path, MAX_COMPLETIONS_BYTES):
         kind = str(record.get("kind"))[:40]
         entry = sums.setdefault(kind, [0, 0, 0, 0, 0])
         hit = bool(record.get("cache_hit"))
@@ -92,23 +91,6 @@ def spend_by_kind(path: Path) -> list[SpendEntry]:
         for kind, (texts, hits, read, written, pico) in sums.items()
     ]
     return sorted(found, key=lambda entry: -entry.cost_usd)
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of an append-only file, one at a time."""
-    read = 0
-    try:
-        with open_own(path) as file:
-            for line in file:
-                read += len(line)
-                if read > MAX_COMPLETIONS_BYTES:
-                    return
-                with suppress(ValueError):
-                    record = json.loads(line)
-                    if isinstance(record, dict):
-                        yield record
-    except OSError:
-        return
 
 
 def _number(value: object) -> float:

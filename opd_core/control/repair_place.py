@@ -59,8 +59,7 @@ class Place:
     def append_only_files(self) -> Iterator[tuple[Path, bool]]:
         """The run's JSONL files, and whether their text was paid for."""
         config = self.row.config if self.row else {}
-        for split, setting in (("train", "rollout_output_dir"), ("val", "val_rollout_dir")):
-            path = self.home.rollouts(self.run_id, split)
-            yield (Path(config[setting]) / path.name if config.get(setting) else path), False
-            yield self.home.metrics(self.run_id, "train" if split == "train" else "eval"), False
+        for split, series in (("train", "train"), ("val", "eval")):
+            yield self.home.rollouts(self.run_id, split, config), False
+            yield self.home.metrics(self.run_id, series), False
         yield self.home.completions(self.run_id), True

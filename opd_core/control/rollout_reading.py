@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 from opd_core.errors import StateError
 from opd_core.paths import HomePaths
 from opd_core.safe_open import UnsafeFileError, open_regular, resolved
+from opd_core.state.jsonl import parse_line
 from opd_core.state.rows import RunRow
 
 LOOK_BACK_BYTES = 4 * 1024 * 1024
@@ -22,9 +21,7 @@ def newest_rollouts(home: HomePaths, row: RunRow, count: int) -> list[dict[str, 
     Raises:
         StateError: the file cannot be read.
     """
-    path, folder = home.rollouts(row.run_id, "train"), row.config.get("rollout_output_dir")
-    if folder:
-        path = Path(folder) / path.name
+    path = home.rollouts(row.run_id, "train", row.config)
     try:
         with open_regular(resolved(path)) as file:
             size = file.seek(0, os.SEEK_END)
@@ -41,16 +38,7 @@ def newest_rollouts(home: HomePaths, row: RunRow, count: int) -> list[dict[str, 
     for line in reversed(lines):
         if len(found) == count:
             break
-        record = _record(line)
+        record = parse_line(line)
         if record is not None:
             found.append(record)
     return found[::-1]
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """A complete line's record; None for a torn one (the worker may be writing it)."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None

@@ -162,9 +162,9 @@ class Runs:
         """Up to `points` metric lines after `since_step`, evenly spread; the last one is always there."""
         return self._store.metrics(self._store.resolve(run_id).run_id, series, since_step, points)
 
-    def events(self, run_id: str | None = None, after: int = 0, limit: int = 100) -> builtins.list[Event]:
-        """Up to `limit` events (of one run, or all) after sequence number `after`, oldest first."""
-        return self._store.events(run_id, after, limit)
+    def events(self, run_id: str | None = None, limit: int = 100) -> builtins.list[Event]:
+        """The newest `limit` events (of one run, or all) other than metrics, oldest first."""
+        return self._store.events(run_id, limit)
 
     def stop(self, run_id: str | None = None, timeout_seconds: float | None = None, force: bool = False) -> RunRow:
         """Ask a run to stop and wait; `stopping` in the answer means that it is not there yet.
@@ -217,7 +217,7 @@ class Runs:
             make_ready()
 
         if confirmed:
-            raise_budget(row.run_id, config.max_budget_usd, self._ledger)
+            self._ledger.rebuild_check()  # before anything is changed: `raise_budget` would refuse it too
         requeue(
             self._store,
             row,
@@ -226,6 +226,8 @@ class Runs:
             before_commit=before_commit,
             **({} if from_step is None else {"checkpoint_path": str(folder / f"step_{from_step:06d}")}),
         )
+        if confirmed:  # only now: whom another call was quicker than has raised nothing
+            raise_budget(row.run_id, config.max_budget_usd, self._ledger)
         return self.status(row.run_id)
 
     def comparison_result(self, job_id: str) -> dict[str, Any]:

@@ -74,14 +74,15 @@ def add_metrics_event(
         _prune(connection, run_id)
 
 
-def read_events(database: Database, run_id: str | None = None, after: int = 0, limit: int = 100) -> list[Event]:
-    """Up to `limit` events other than metrics with a sequence number above `after`, oldest first; of one run or all."""
+def read_newest_events(database: Database, run_id: str | None, limit: int) -> list[Event]:
+    """The newest `limit` events other than metrics, oldest first; of one run or all."""
+    which, values = ("", ()) if run_id is None else ("run_id = ? AND", (run_id,))
     records = database.read(
-        "SELECT sequence, run_id, at, kind, message, figures FROM events "
-        "WHERE sequence > ? AND (? IS NULL OR run_id = ?) AND kind <> 'metrics' ORDER BY sequence LIMIT ?",
-        (after, run_id, run_id, limit),
+        f"SELECT sequence, run_id, at, kind, message, figures FROM events "
+        f"WHERE {which} kind <> 'metrics' ORDER BY sequence DESC LIMIT ?",
+        (*values, limit),
     )
-    return [_event(record) for record in records]
+    return [_event(record) for record in reversed(records)]
 
 
 def read_feed(database: Database, run_id: str | None, after: int, up_to: int, limit: int) -> list[Event]:

@@ -6,10 +6,15 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from opd_core.paths import fsync_path
+from opd_core.safe_open import open_own
+
+MAX_LINE_BYTES = 8 * 1024 * 1024
+"""Of a line that is read for show; a longer one is passed over."""
 
 
 def finite(value: Any) -> Any:
@@ -26,6 +31,26 @@ def finite(value: Any) -> Any:
 def dump_line(record: Mapping[str, Any]) -> str:
     """One record as strict JSON on one line, without the line end."""
     return json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None for a torn one (a kill in mid-write, or its writer is at it) and for no object."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_beginning(path: Path, max_bytes: int) -> Iterator[dict[str, Any]]:
+    """The complete records in the first `max_bytes` of a file, in order; none of one that cannot be read."""
+    left = max_bytes
+    with suppress(OSError), open_own(path) as file:
+        while line := file.readline(min(left, MAX_LINE_BYTES)):
+            left -= len(line)
+            record = parse_line(line)
+            if record is not None:
+                yield record
 
 
 class JsonlFile:
@@ -63,11 +88,8 @@ class JsonlFile:
             return
         with file:
             for line in file:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict):
+                record = parse_line(line)
+                if record is not None:
                     yield record
 
     def synced_size(self) -> int:

@@ -200,10 +200,8 @@ class RunRecorder:
 def _run_files(home: HomePaths, row: RunRow) -> dict[str, JsonlFile]:
     """The append-only files of a run by the names used in checkpoints; rollouts may lie in folders of the config."""
     files = {f"metrics/{series}": JsonlFile(home.metrics(row.run_id, series)) for series in ("train", "eval")}
-    for split, setting in (("train", "rollout_output_dir"), ("val", "val_rollout_dir")):
-        path, folder = home.rollouts(row.run_id, split), row.config.get(setting)
-        files[f"rollouts/{split}"] = JsonlFile(Path(folder) / path.name if folder else path)
-    return files
+    rollouts = {split: JsonlFile(home.rollouts(row.run_id, split, row.config)) for split in ("train", "val")}
+    return files | {f"rollouts/{split}": file for split, file in rollouts.items()}
 
 
 def _step(line: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from opd_core.errors import RunNotFoundError, StateError
 from opd_core.paths import iso_utc
 from opd_core.seams import REAL, Seams
 from opd_core.state.database import Database, SqlValue
-from opd_core.state.events import Event, EventKind, add_event, add_metrics_event, read_events
+from opd_core.state.events import Event, EventKind, add_event, add_metrics_event, read_newest_events
 from opd_core.state.jsonl import dump_line
 from opd_core.state.metrics import MAX_POINTS, Series, append_point, cut_points, read_points
 from opd_core.state.rows import SELECT_RUNS, Line, RunRow, to_row
@@ -282,9 +282,9 @@ class RunStore:
         """Up to `points` lines after `since_step`, evenly spread over the run, the last one always there."""
         return read_points(self._database, run_id, series, since_step, points)
 
-    def events(self, run_id: str | None = None, after: int = 0, limit: int = 100) -> builtins.list[Event]:
-        """Up to `limit` events other than metrics after sequence number `after`, oldest first."""
-        return read_events(self._database, run_id, after, limit)
+    def events(self, run_id: str | None = None, limit: int = 100) -> builtins.list[Event]:
+        """The newest `limit` events other than metrics, oldest first."""
+        return read_newest_events(self._database, run_id, limit)
 
     def add_event(self, run_id: str, kind: EventKind, message: str) -> None:
         """Append an event that belongs to no other change."""

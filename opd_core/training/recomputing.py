@@ -1,6 +1,6 @@
 """Gradient checkpointing by choice: a layer keeps its input and works the rest out again on the way back.
 
-Costs about a third more time in the update, and saves all but one layer's inner arrays. As `mlx_lm.tuner.trainer`
+Costs one more forward pass in the update, and saves all but one layer's inner arrays. As `mlx_lm.tuner.trainer`
 does it, but for one model's layers rather than for a class, and also where layers read on from shared keys and values.
 (Chen et al., arXiv 1604.06174.)
 """

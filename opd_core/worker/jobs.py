@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from opd_core.training.trainer import TrainingOutcome
 
 EVENTS_SEARCHED = 10_000
+"""The newest: what was said before them may be said again."""
 WORKER_BUSY_SECONDS = 60.0
 """How long a worker waits for a database that another process holds: a night's work is not lost to a minute's lock."""
 FULL_DISK_ATTEMPTS = 3

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import resource
-import sys
+from opd_core.peak_memory import peak_rss_bytes
 
 WORDS_OF_MLX = ("Unable to allocate", "Attempting to allocate", "out of memory", "OutOfMemory")
 """Parts of what MLX's allocators say in a RuntimeError: CPU, Metal, CUDA."""
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held at one time, by the kernel's count."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def out_of_memory_message(error: BaseException) -> str | None:
@@ -21,6 +14,6 @@ def out_of_memory_message(error: BaseException) -> str | None:
     if not isinstance(error, MemoryError) and not is_mlx:
         return None
     return (
-        f"The worker ran out of memory; it had used up to {peak_memory_bytes() / 1e9:.1f} GB. Close other programs, or "
+        f"The worker ran out of memory; it had used up to {peak_rss_bytes() / 1e9:.1f} GB. Close other programs, or "
         "give a smaller batch_size, num_rollouts_per_prompt or rollout_max_tokens, or a smaller model."
     )

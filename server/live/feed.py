@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 import anyio
 import anyio.to_thread
 
-from opd_core.control.following import LogTail, LogText, RunNow, events_between, runs_now
+from opd_core.control.following import LogTail, LogText, RunNow, runs_now
 from opd_core.errors import OPDError, StoreError
 from opd_core.paths import HomePaths
 from opd_core.state.database import Database
-from opd_core.state.events import Event
+from opd_core.state.events import Event, read_feed
 from opd_core.state.watching import ChangeWatch
 from opd_core.types import END_STATES, LIVE_STATES
 from server.faults import record_fault
@@ -131,7 +131,7 @@ class Feed:
             while cursor < self._known():
                 target = self._known()
                 page = await anyio.to_thread.run_sync(
-                    events_between, self._database, run_id, cursor, target, PAGE_EVENTS, limiter=self._pages
+                    read_feed, self._database, run_id, cursor, target, PAGE_EVENTS, limiter=self._pages
                 )
                 for event in page:
                     cursor = event.sequence
@@ -205,7 +205,7 @@ class Feed:
             going_on = {run_id for run_id, run in runs.items() if run.state not in END_STATES}
             look.newest, look.runs = runs_now(self._database, going_on | asked)
             if sequence is not None and look.newest > sequence:
-                look.events = events_between(self._database, None, sequence, look.newest, RING_MESSAGES)
+                look.events = read_feed(self._database, None, sequence, look.newest, RING_MESSAGES)
             self._is_stale = False
         # after the runs: what a worker printed before it ended is in the log by now
         look.lines = [

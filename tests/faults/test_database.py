@@ -24,7 +24,7 @@ from opd_core.state.recorder import RunRecorder
 from opd_core.state.store import RunStore
 from opd_core.worker.jobs import WORKER_BUSY_SECONDS
 from server.home_use_cases import HomeUseCases
-from tests.opd_core.control.test_supervisor import Workshop
+from tests.opd_core.control.workshop import Workshop
 from tests.waiting import wait_until
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
-import re
 import signal
 import sqlite3
 import subprocess
@@ -23,11 +22,11 @@ from opd_core.seams import Seams
 from opd_core.state.database import Database
 from opd_core.state.store import RunStore
 from opd_core.types import LIVE_STATES
-from opd_core.worker.out_of_memory import out_of_memory_message, peak_memory_bytes
+from opd_core.worker.out_of_memory import out_of_memory_message
 from server.answers.sentences import status_summary
 from tests.opd_core.control import little_server
 from tests.opd_core.control.scripted_worker import COMMAND
-from tests.opd_core.control.test_supervisor import START_SECONDS, Workshop
+from tests.opd_core.control.workshop import START_SECONDS, Workshop
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -302,7 +301,7 @@ def test_a_worker_out_of_memory_says_so_with_its_peak_and_the_next_run_goes_on(s
     shop.orders["a"].send("eat")
     row = shop.wait("failed")
     assert row.error_message is not None
-    assert re.search(r"ran out of memory; it had used up to \d\.\d GB", row.error_message)
+    assert "ran out of memory; it had used up to 0." in row.error_message
     assert "batch_size" in row.error_message
     shop.orders["b"].send("finish")
     shop.wait("completed", "b")
@@ -338,4 +337,3 @@ def test_a_worker_killed_for_memory_is_interrupted_with_the_peak_of_its_last_ste
 )
 def test_only_what_means_too_little_memory_is_called_so(error: Exception, is_memory: bool) -> None:
     assert (out_of_memory_message(error) is not None) is is_memory
-    assert 10_000_000 < peak_memory_bytes() < 10**12

@@ -95,3 +95,13 @@ def test_json_files_refuse_numbers_json_has_not(tmp_path: Path) -> None:
 )
 def test_text_from_outside_is_escaped_and_capped(text: str, shown: str) -> None:
     assert clean_text(text, 10 if text.startswith("xxx") else 500) == shown
+
+
+def test_rollouts_lie_in_the_home_or_where_the_configuration_says(tmp_path: Path) -> None:
+    home = HomePaths(tmp_path)
+    config = {"rollout_output_dir": "/train", "val_rollout_dir": "/val"}
+    assert home.rollouts("a", "train", config) == Path("/train/a_rollouts.jsonl")
+    assert home.rollouts("a", "val", config) == Path("/val/a_val_rollouts.jsonl")
+    for nothing in (None, {}, dict.fromkeys(config)):
+        assert home.rollouts("a", "train", nothing) == tmp_path / "rollouts" / "train" / "a_rollouts.jsonl"
+        assert home.rollouts("a", "val", nothing) == tmp_path / "rollouts" / "val" / "a_val_rollouts.jsonl"

@@ -1,4 +1,4 @@
-"""What a worker hands to its paid teacher."""
+"""What a worker hands to its paid teacher, and what it says of that."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 
 from opd_core.config import parse_config
 from opd_core.control.processes import try_lock
+from opd_core.money.pricing import PriceTable
 from opd_core.paths import HomePaths
 from opd_core.state.recorder import RunRecorder
 from opd_core.state.store import RunStore
 from opd_core.teachers import hired
-from opd_core.worker.jobs import JobContext, _hire
+from opd_core.worker import jobs
+from opd_core.worker.jobs import JobContext, _hire, _tell_retirement
 
 
 def test_a_worker_may_act_for_dead_workers_only(home: HomePaths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +51,19 @@ def test_a_worker_may_act_for_dead_workers_only(home: HomePaths, monkeypatch: py
     os.close(lock)
     with hold("another:1") as found:
         assert found and try_lock(home.run_lock("another")) is None
+
+
+def test_a_teachers_near_end_is_an_event_once_also_in_a_run_of_many_events(
+    home: HomePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PriceTable, "retirement_notice", lambda *_: "It retires soon.")
+    monkeypatch.setattr(jobs, "EVENTS_SEARCHED", 3)
+    home.prepare()
+    store = RunStore(home.database)
+    row = store.create("mine", "distillation", {})
+    context = JobContext(row, home, store, RunRecorder(store, home, row, lambda: False))
+    for number in range(9):
+        store.add_event("mine", "checkpoint", f"step {number}")
+    for _ in range(3):
+        _tell_retirement(context, "a-model")
+    assert [event.message for event in store.events("mine") if event.kind == "warning"] == ["It retires soon."]

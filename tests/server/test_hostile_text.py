@@ -198,7 +198,7 @@ def test_pages_that_are_no_verb_repeat_nothing_of_a_home(cases: HomeUseCases, pa
 
 def test_the_socket_tells_what_happened_without_a_hostile_voice(cases: HomeUseCases) -> None:
     store = RunStore(cases.home.database)
-    kept = len(store.events(None, 0, 1_000))
+    kept = len(store.events(None, 1_000))
     store.close()
     app = http_app(cases, token=TOKEN, hosts=frozenset({HOST}), origins=frozenset())
     protocols = ["opd", f"opd.token.{TOKEN}"]

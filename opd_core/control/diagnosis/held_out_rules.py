@@ -5,9 +5,8 @@ from __future__ import annotations
 from opd_core.control.diagnosis.finding import Finding, Suggestion
 from opd_core.control.diagnosis.series import is_never_better, primary_metric, primary_points
 from opd_core.control.evidence import RunEvidence
+from opd_core.intervals import FEW_HELD_OUT
 
-FEW_HELD_OUT = 20
-"""As the preflight warns: at 20 prompts a share's 95 % interval is still 40 points wide."""
 GOOD_HELD_OUT = 40
 
 

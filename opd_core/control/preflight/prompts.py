@@ -7,13 +7,11 @@ from opd_core.control.findings import Findings
 from opd_core.control.prompts.token_counts import CHARACTERS_PER_TOKEN
 from opd_core.errors import PromptFileError
 from opd_core.extractor import ReferenceCheck, needs_reference
-from opd_core.intervals import MIN_PAIRS
+from opd_core.intervals import FEW_HELD_OUT, MIN_PAIRS
 from opd_core.model_files import ModelInfo
 from opd_core.prompt_files import PromptExample
 from opd_core.roots import Roots
 from opd_core.run_prompts import RunPrompts, load_run_prompts
-
-FEW_HELD_OUT = 20
 
 
 def read_run_prompts(config: RunConfig, roots: Roots, findings: Findings) -> RunPrompts | None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from opd_core.control.evidence import RunEvidence
 from opd_core.control.report.content import SideBySide
 from opd_core.paths import HomePaths
-from opd_core.safe_open import open_regular, resolved
+from opd_core.state.jsonl import read_beginning
 from opd_core.types import clean_text
 
 MAX_SAMPLES = 5
 SAMPLE_CHARACTERS = 2_000
 MAX_ROLLOUTS_BYTES = 64 * 1024 * 1024
-MAX_LINE_BYTES = 8 * 1024 * 1024
+"""The rollouts of a long run are not read to their end for a few samples."""
 
 
 def samples(evidence: RunEvidence, home: HomePaths) -> tuple[list[SideBySide], str]:
@@ -27,7 +24,8 @@ def samples(evidence: RunEvidence, home: HomePaths) -> tuple[list[SideBySide], s
         return found, "Prompts drawn at random from the held-out ones, by the newest comparison."
     best = evidence.row.best_step
     steps = [step for step in (0, best) if step is not None]
-    texts = _answers(_rollout_file(evidence, home), sorted(set(steps)))
+    rollouts = home.rollouts(evidence.row.run_id, "val", evidence.config)
+    texts = _answers(rollouts, sorted(set(steps)))
     if not texts:
         return [], "No held-out answers are recorded yet."
     shown = [
@@ -54,16 +52,10 @@ def _shown(text: object) -> str:
     return clean_text(str(text), SAMPLE_CHARACTERS)
 
 
-def _rollout_file(evidence: RunEvidence, home: HomePaths) -> Path:
-    path = home.rollouts(evidence.row.run_id, "val")
-    folder = evidence.config.get("val_rollout_dir")
-    return Path(folder) / path.name if folder else path
-
-
 def _answers(path: Path, steps: list[int]) -> dict[str, tuple[str, dict[int, str]]]:
     """prompt_id to its prompt and the answers by step, for the first prompts of the file."""
     found: dict[str, tuple[str, dict[int, str]]] = {}
-    for record in _records(path):
+    for record in read_beginning(path, MAX_ROLLOUTS_BYTES):
         step, prompt_id = record.get("step"), str(record.get("prompt_id"))
         if step not in steps or (prompt_id not in found and len(found) >= MAX_SAMPLES):
             continue
@@ -72,17 +64,3 @@ def _answers(path: Path, steps: list[int]) -> dict[str, tuple[str, dict[int, str
         if len(found) == MAX_SAMPLES and all(len(each) == len(steps) for _, each in found.values()):
             break
     return found
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of the file, up to a cap: the rollouts of a long run are not read to their end for a few samples."""
-    read = 0
-    with suppress(OSError), open_regular(resolved(path.parent) / path.name) as file:
-        while line := file.readline(MAX_LINE_BYTES):
-            read += len(line)
-            if read > MAX_ROLLOUTS_BYTES:
-                return
-            with suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    yield record

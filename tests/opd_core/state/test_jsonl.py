@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from opd_core.state.jsonl import JsonlFile, dump_line
+from opd_core.state import jsonl
+from opd_core.state.jsonl import JsonlFile, dump_line, parse_line, read_beginning
 
 
 @pytest.fixture
@@ -85,3 +86,24 @@ def test_a_disk_that_fills_up_in_mid_line_leaves_none_of_it(file: JsonlFile) -> 
     assert file.synced_size() == size
     file.append([{"step": 2}])
     assert [record["step"] for record in file.read()] == [1, 2]
+
+
+def test_a_line_is_a_record_or_nothing() -> None:
+    assert parse_line(b'{"step": 1}\n') == {"step": 1}
+    for line in (b"", b"\n", b'{"step": 1', b"[1]", b"7", b'{"a": "\xff"}', b"[" * 100_000):
+        assert parse_line(line) is None, line[:20]
+
+
+def test_the_beginning_of_a_file_ends_with_the_last_whole_line(file: JsonlFile) -> None:
+    assert list(read_beginning(file.path, 1000)) == []
+    file.append([{"step": 1}])
+    one = file.synced_size()
+    file.append([{"step": 2}, {"step": 3}])
+    for size, steps in ((0, []), (one, [1]), (2 * one - 2, [1]), (2 * one, [1, 2]), (1000, [1, 2, 3])):
+        assert [record["step"] for record in read_beginning(file.path, size)] == steps, size
+
+
+def test_a_line_without_an_end_is_not_held(file: JsonlFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 100)
+    file.append([{"step": 1}, {"text": "x" * 350}, {"step": 3}])
+    assert [record["step"] for record in read_beginning(file.path, 1000)] == [1, 3]

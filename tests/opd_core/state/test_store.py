@@ -121,7 +121,7 @@ def test_changes_of_state_are_events_in_order(store: RunStore) -> None:
     events = store.events("run")
     assert [event.message for event in events] == ["queued", "preparing", "running", "stopped: Stopped by request."]
     assert [event.sequence for event in events] == sorted(event.sequence for event in events)
-    assert store.events(after=events[2].sequence) == events[3:]
+    assert store.events("run", 2) == events[2:], "the newest, oldest first"
     assert store.events("another") == []
 
 

@@ -10,6 +10,7 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.utils import load, load_model
 
+from opd_core.config import parse_config
 from opd_core.errors import CompatibilityError, ConfigError, ModelFileError
 from opd_core.training.arrays import flat
 from opd_core.training.lora import (
@@ -18,6 +19,7 @@ from opd_core.training.lora import (
     Student,
     decoding_model,
     head_is_trained,
+    initial_student,
     load_base,
     make_student,
     share_weights,
@@ -195,3 +197,20 @@ def test_a_16_bit_adapter_is_trained_in_float32_and_without_dropout(base: Loaded
     assert {value.dtype for value in student.adapter_weights().values()} == {mx.float32}
     student.model.train()
     assert bool(mx.array_equal(student.model(TOKENS), student.model(TOKENS)))
+
+
+@pytest.mark.parametrize("has_adapter", [False, True])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_layers_of_a_student_recompute_when_its_configuration_says_so(
+    base: LoadedBase, tmp_path: Path, recomputes: bool, has_adapter: bool
+) -> None:
+    values: dict[str, object] = {"base_model_path": str(base.path), "prompts_path": "p", "lora_rank": 4}
+    if has_adapter:
+        folder = save_adapter(make_student(base, None, NewAdapter(4, 2.0)), tmp_path / "adapter")
+        values["student_adapter_path"] = str(folder)
+    config = parse_config({**values, **({"gradient_checkpointing": True} if recomputes else {})})
+    student, usual = initial_student(config, base), {type(layer) for layer in base.model.layers}
+    assert [type(layer) not in usual for layer in student.model.layers] == [recomputes] * len(base.model.layers)
+    if not has_adapter:
+        frozen = initial_student(config, base, is_trained=False)
+        assert {type(layer) for layer in frozen.model.layers} == usual, "nothing is learned in it"

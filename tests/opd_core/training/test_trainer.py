@@ -148,6 +148,45 @@ def test_every_step_leaves_a_complete_line_and_its_rollouts(model: Path, tmp_pat
     assert all(len(r.completion_ids) == len(r.sampling_logprobs) > 0 for r in train_rollouts[0])
 
 
+@dataclass
+class SlowRecorder(Recorder):
+    """Its time passes in what it is told, and nowhere else."""
+
+    now: float = 1000.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def phase(self, name: str, detail: str = "", fraction: float | None = None) -> None:
+        self.now += 10_000 if name in ("preparing", "baseline_eval", "evaluation", "final_eval", "checkpoint") else 0
+
+    def rollouts(self, split: Literal["train", "val"], step: int, rollouts: Sequence[Rollout]) -> None:
+        self.now += 2 if split == "train" else 10_000
+
+    def train_metrics(self, line: dict[str, object]) -> None:
+        super().train_metrics(line)
+        self.now += 3
+
+    def eval_metrics(self, line: dict[str, object]) -> None:
+        self.now += 10_000
+
+    def checkpoint(self, step: int, path: Path, is_best: bool) -> None:
+        super().checkpoint(step, path, is_best)
+        self.now += 10_000
+
+
+def test_other_seconds_are_those_of_the_bookkeeping_and_not_of_evaluations_and_checkpoints(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = SlowRecorder()
+    monkeypatch.setattr("time.perf_counter", recorder.clock)
+    run(settings(model, num_training_steps=6, eval_every_steps=4, checkpoint_every_steps=2), tmp_path / "run", recorder)
+    saved = {step for step, _ in recorder.saved}
+    assert {2, 4} <= saved and saved.isdisjoint({1, 3, 5})
+    # what follows an evaluation (0, 4) or a checkpoint (2) begins anew; else the line of the step before counts too
+    assert [line["other_seconds"] for line in recorder.lines] == [2, 5, 2, 5, 2, 5]
+
+
 def test_the_loss_does_not_depend_on_how_a_step_is_cut_into_micro_batches(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

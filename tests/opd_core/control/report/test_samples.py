@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from opd_core.control.report import samples
 from opd_core.paths import HomePaths
+from opd_core.state import jsonl
 from opd_core.state.jsonl import JsonlFile
 from tests.opd_core.control.report.pages import Page, written
 from tests.opd_core.control.runs_seen import seen
@@ -37,7 +37,7 @@ def test_answers_are_read_from_a_regular_file_alone_and_no_line_is_read_without_
     ]
     path = home.rollouts("opd_1", "val")
     JsonlFile(path).append(records)
-    monkeypatch.setattr(samples, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1000)
     text = Page(written(seen(best_step=30), home)[0]).text
     assert "answer 0" in text and "answer 2" in text and "answer 1" not in text
     path.rename(tmp_path / "elsewhere")
