@@ -13,7 +13,9 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 WORKERS, DATABASE, INPUTS = (f"faults/test_{name}.py" for name in ("workers", "database", "absurd_inputs"))
-SUPERVISOR, PROCESSES, RUNS = (f"opd_core/control/test_{name}.py" for name in ("supervisor", "processes", "runs"))
+SUPERVISOR, DEATH, PROCESSES = (
+    f"opd_core/control/test_{name}.py" for name in ("supervisor", "worker_death", "processes")
+)
 DISK, ROOM, KILL_LOOP = "faults/test_disk.py", "opd_core/test_worker_room.py", "test_kill_loop.py"
 MIGRATIONS, FILE = "opd_core/state/test_migrations.py", "opd_core/state/test_database.py"
 
@@ -21,7 +23,7 @@ MATRIX: dict[int, tuple[str, dict[str, tuple[str, ...]]]] = {
     20: (
         "worker killed in a step: interrupted at the next look, resumes to the same end",
         {
-            SUPERVISOR: ("test_a_killed_worker_is_reported_within_a_second",),
+            DEATH: ("test_a_killed_worker_is_reported_within_a_second",),
             "server/test_end_to_end.py": ("test_a_killed_worker_is_interrupted_and_resumes_to_the_end",),
             "opd_core/training/test_exact_resume.py": ("test_a_run_that_was_killed_half_way_ends_as_its_twin",),
         },
@@ -40,7 +42,7 @@ MATRIX: dict[int, tuple[str, dict[str, tuple[str, ...]]]] = {
         "server killed, worker lives: the next server goes on with it",
         {
             WORKERS: ("test_a_new_server_goes_on_with_the_worker_of_a_killed_one_and_starts_no_second",),
-            SUPERVISOR: ("test_the_worker_outlives_its_server",),
+            DEATH: ("test_the_worker_outlives_its_server",),
             "server/test_end_to_end.py": ("test_a_run_outlives_its_server_and_a_second_server_sees_it",),
         },
     ),
@@ -64,7 +66,7 @@ MATRIX: dict[int, tuple[str, dict[str, tuple[str, ...]]]] = {
     25: (
         "a child of the worker outlives it: its copy of the lock does not keep the run alive",
         {
-            SUPERVISOR: ("test_a_child_of_a_dead_worker_does_not_keep_it_alive",),
+            DEATH: ("test_a_child_of_a_dead_worker_does_not_keep_it_alive",),
             PROCESSES: ("test_a_lock_does_not_leak_into_other_children",),
             WORKERS: ("test_nothing_here_forks_without_exec",),
         },
@@ -74,7 +76,7 @@ MATRIX: dict[int, tuple[str, dict[str, tuple[str, ...]]]] = {
         {
             WORKERS: ("test_a_zombie_is_dead",),
             PROCESSES: ("test_a_zombie_has_no_identity",),
-            SUPERVISOR: ("test_the_parent_leaves_no_zombie",),
+            DEATH: ("test_the_parent_leaves_no_zombie",),
         },
     ),
     27: (
@@ -84,7 +86,7 @@ MATRIX: dict[int, tuple[str, dict[str, tuple[str, ...]]]] = {
                 "test_a_worker_suspended_for_ten_minutes_is_stalled_and_goes_on_when_continued",
                 "test_a_suspended_worker_can_be_killed",
             ),
-            SUPERVISOR: ("test_a_stopped_process_is_not_a_dead_one",),
+            DEATH: ("test_a_stopped_process_is_not_a_dead_one",),
         },
     ),
     28: (
@@ -101,10 +103,8 @@ MATRIX: dict[int, tuple[str, dict[str, tuple[str, ...]]]] = {
         "eight starts at once: one worker; a second run waits; one request id is one run",
         {
             SUPERVISOR: ("test_of_eight_racing_starters_exactly_one_starts_a_worker",),
-            RUNS: (
-                "test_the_same_request_at_the_same_moment_starts_one_run",
-                "test_what_is_not_over_or_is_complete_cannot_be_resumed",
-            ),
+            "opd_core/control/test_queueing.py": ("test_the_same_request_at_the_same_moment_starts_one_run",),
+            "opd_core/control/test_stop_and_resume.py": ("test_what_is_not_over_or_is_complete_cannot_be_resumed",),
         },
     ),
     30: (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.endpoint import Endpoint
+from tests.endpoint import Endpoint, request_data
 from tests.opd_core.teachers.claude_kit import KEY, Kit
 
 
@@ -21,3 +22,13 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 @pytest.fixture
 def kit(tmp_path: Path, endpoint: Endpoint) -> Kit:
     return Kit(tmp_path / "home", endpoint)
+
+
+@pytest.fixture
+def echo(endpoint: Endpoint) -> None:
+    """The provider gives every prompt back; a request without messages is somebody else's."""
+
+    def answer(params: dict[str, Any]) -> dict[str, Any] | str:
+        return {"reference": request_data(params)["conversation"][0]["content"]} if params["messages"] else "{}"
+
+    endpoint.answer = answer

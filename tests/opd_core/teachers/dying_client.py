@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ import httpx2
 from opd_core.teachers.transport import direct_transport
 from tests.endpoint import Endpoint
 from tests.opd_core.teachers.claude_kit import Kit, ask
+
+ROOT = Path(__file__).parents[3]
 
 
 class DyingTransport(httpx2.AsyncBaseTransport):
@@ -43,6 +46,16 @@ def main() -> None:
     settings: dict[str, Any] = {"use_batches": moment == "after_submit"}
     teacher = kit.teacher(transport=lambda: DyingTransport(moment), **settings)
     teacher.references([ask(), ask("another")], may_wait=True)
+
+
+def die(kit: Kit, moment: str) -> None:
+    """Run a worker on this kit's home that is killed at `moment`."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.opd_core.teachers.dying_client import main; main()"
+    )
+    command = [sys.executable, "-P", "-c", program, str(kit.database.parent), kit.endpoint.url, moment]
+    done = subprocess.run(command, timeout=60, env=os.environ)
+    assert done.returncode == -signal.SIGKILL
 
 
 if __name__ == "__main__":

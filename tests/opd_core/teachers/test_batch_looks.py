@@ -13,8 +13,8 @@ from opd_core.errors import TeacherUnavailableError
 from opd_core.guidance import Reference
 from opd_core.teachers.batch_client import SECONDS_PER_RESULT
 from tests.endpoint import Endpoint, Reply, error, request_data
+from tests.opd_core.teachers.batch_kit import leave_behind, other_run
 from tests.opd_core.teachers.claude_kit import KEY, Kit, ask
-from tests.opd_core.teachers.test_batch_recovery import leave_behind, other_run
 
 
 @pytest.fixture(autouse=True)

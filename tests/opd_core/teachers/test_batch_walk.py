@@ -21,8 +21,8 @@ from opd_core.errors import OPDError
 from opd_core.money.ledger import Ledger
 from tests.endpoint import Endpoint, JsonObject, Reply, error, obliging
 from tests.opd_core.money.books import query
+from tests.opd_core.teachers.batch_kit import work_off
 from tests.opd_core.teachers.claude_kit import DOLLAR, KEY, Kit, ask
-from tests.opd_core.teachers.test_batch_recovery import work_off
 
 WALKS = 20
 RUNS = ("run_1", "run_2")

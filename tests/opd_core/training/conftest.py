@@ -55,3 +55,9 @@ def rollout(
         seed=0,
         timestamp="2026-01-01T00:00:00Z",
     )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with opinions, as a folder."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", gain=2.0)
