@@ -19,7 +19,8 @@ from opd_core.errors import CompatibilityError, ConfigError
 from opd_core.teachers.base import TeacherContext
 from opd_core.training.logprobs import common_prefix_length, make_scorer, pack
 from opd_core.training.lora import LoadedBase, load_base, make_student
-from opd_core.training.rollouts import Decoded, Sampling, decode, random_key
+from opd_core.training.rollouts import Decoded, decode
+from opd_core.training.sampling import Sampling, random_key
 from opd_core.training.tokenization import check_same_encoding
 from opd_core.types import Message
 

@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from opd_core.training.cpu_functions import logsumexp, softmax_and_norm
+
 
 class DivergenceTerms(NamedTuple):
     """What one pass over the logits yields, per position.
@@ -88,18 +90,17 @@ def divergence_terms(student_logits: mx.array, teacher_logits: mx.array, beta: f
     _check_shapes(student_logits, teacher_logits)
     student_logits = student_logits.astype(mx.float32)
     teacher_logits = teacher_logits.astype(mx.float32)
-    student, student_norm = _softmax_and_norm(student_logits)
-    entropy = student_norm - mx.sum(student * student_logits, axis=-1)
+    student, student_norm = softmax_and_norm(student_logits)
+    entropy = student_norm[..., 0] - mx.sum(student * student_logits, axis=-1)
     agreement = mx.argmax(student_logits, axis=-1) == mx.argmax(teacher_logits, axis=-1)
 
     if beta == 1.0:
-        teacher_norm = mx.logsumexp(teacher_logits, axis=-1)
-        log_ratio = (student_logits - teacher_logits) - (student_norm - teacher_norm)[..., None]
+        log_ratio = (student_logits - teacher_logits) - (student_norm - logsumexp(teacher_logits)[..., None])
         value = reverse = mx.sum(student * log_ratio, axis=-1)
         gradient = student * (log_ratio - value[..., None])
     elif beta == 0.0:
-        teacher, teacher_norm = _softmax_and_norm(teacher_logits)
-        log_ratio = (student_logits - teacher_logits) - (student_norm - teacher_norm)[..., None]
+        teacher, teacher_norm = softmax_and_norm(teacher_logits)
+        log_ratio = (student_logits - teacher_logits) - (student_norm - teacher_norm)
         value = -mx.sum(teacher * log_ratio, axis=-1)
         reverse = mx.sum(student * log_ratio, axis=-1)
         gradient = student - teacher
@@ -112,9 +113,9 @@ def _jensen_shannon_terms(
     student_logits: mx.array, teacher_logits: mx.array, student: mx.array, student_norm: mx.array, beta: float
 ) -> tuple[mx.array, mx.array, mx.array]:
     _check_inner(beta)
-    teacher, teacher_norm = _softmax_and_norm(teacher_logits)
-    student_logprobs = student_logits - student_norm[..., None]
-    teacher_logprobs = teacher_logits - teacher_norm[..., None]
+    teacher, teacher_norm = softmax_and_norm(teacher_logits)
+    student_logprobs = student_logits - student_norm
+    teacher_logprobs = teacher_logits - teacher_norm
     mixture = _log_mixture(student_logprobs, teacher_logprobs, beta)
     log_ratio = student_logprobs - mixture
     to_student = mx.sum(student * log_ratio, axis=-1)
@@ -122,12 +123,6 @@ def _jensen_shannon_terms(
     value = beta * to_teacher + (1.0 - beta) * to_student
     reverse = mx.sum(student * (student_logprobs - teacher_logprobs), axis=-1)
     return value, (1.0 - beta) * student * (log_ratio - to_student[..., None]), reverse
-
-
-def _softmax_and_norm(logits: mx.array) -> tuple[mx.array, mx.array]:
-    """Softmax and logsumexp for one exponential a logit: the norm follows from the largest entry of each."""
-    probabilities = mx.softmax(logits, axis=-1, precise=True)
-    return probabilities, mx.max(logits, axis=-1) - mx.log(mx.max(probabilities, axis=-1))
 
 
 def _log_mixture(student_logprobs: mx.array, teacher_logprobs: mx.array, beta: float) -> mx.array:

@@ -22,7 +22,8 @@ from opd_core.training.logprobs import pack
 from opd_core.training.lora import Student, decoding_model
 from opd_core.training.losses import TokenDivergence, score_divergence
 from opd_core.training.micro_batches import Size, micro_batches
-from opd_core.training.rollouts import Decoded, Sampling, decode, random_key, repetition_rate
+from opd_core.training.rollouts import Decoded, decode, repetition_rate
+from opd_core.training.sampling import Sampling, random_key
 from opd_core.training.teaching import TokenTeacher
 from opd_core.training.tokenization import decode_completion, prompt_ids
 from opd_core.training.updates import Ids, answer_nlls

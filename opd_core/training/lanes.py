@@ -7,6 +7,7 @@ streams of half the rows each were 1.95 times as fast as one on two cores. On a 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -19,9 +20,22 @@ from opd_core.training.arrays import flat
 MAX_LANES = 8
 """Every lane reads all the weights; measured on two cores only."""
 SMALL_PARAMETERS = 5_000_000
+OPERATIONS_AHEAD = 1000
+"""Of a training step's graph no more than some hundred operations are ready at a time."""
 
 Found = TypeVar("Found")
 Part = TypeVar("Part")
+
+
+def feed_all_lanes() -> None:
+    """Let MLX order operations so that all lanes have work; to be called before anything was evaluated.
+
+    It walks a graph breadth first while that is no wider than `MLX_BFS_MAX_WIDTH` (20), and else depth first, which
+    fills one lane after the other: an update with two lanes took 1.9 times as long. What stands in the environment
+    already stays.
+    """
+    if mx.default_device().type == mx.DeviceType.cpu:
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", str(OPERATIONS_AHEAD))
 
 
 class Lanes:
@@ -48,13 +62,21 @@ class Lanes:
         """
         found: list[Found] = []
         for together in self.rounds(parts):
-            built = []
-            for stream, part in zip(self._streams, together, strict=False):
-                with mx.stream(stream):
-                    built.append(part())
-            mx.eval(built)  # in one call: MLX looks a few operations ahead, and would else fill one lane after another
+            built = self._built(together)
+            mx.eval(built)  # in one call: else one lane after the other
             found += built
         return found
+
+    def start(self, parts: Sequence[Callable[[], Found]]) -> None:
+        """As `run`, for no more parts than there are lanes; does not wait until they are evaluated."""
+        mx.async_eval(self._built(parts))
+
+    def _built(self, parts: Sequence[Callable[[], Found]]) -> list[Found]:
+        built = []
+        for stream, part in zip(self._streams, parts, strict=False):
+            with mx.stream(stream):
+                built.append(part())
+        return built
 
 
 def lanes(model: nn.Module) -> Lanes:

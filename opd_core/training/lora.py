@@ -22,6 +22,8 @@ from mlx_lm.utils import load_model, load_tokenizer
 from opd_core.config import RunConfig
 from opd_core.errors import CompatibilityError, ConfigError, ModelFileError
 from opd_core.training.arrays import flat
+from opd_core.training.cpu_layers import use_cpu_functions
+from opd_core.training.lanes import feed_all_lanes
 from opd_core.training.logprobs import Scorer, make_scorer
 from opd_core.training.recomputing import recompute_layers
 from opd_core.training.tokenization import stop_ids
@@ -87,10 +89,12 @@ def load_base(path: Path) -> LoadedBase:
     Raises:
         ModelFileError: the folder is incomplete, damaged, or asks for custom code.
     """
+    feed_all_lanes()
     try:
         model, config = load_model(path, lazy=True, trust_remote_code=False)
         tokenizer = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
         notes = _to_float32(model) if mx.default_device().type == mx.DeviceType.cpu else ()
+        use_cpu_functions(model)
         mx.eval(model.parameters())
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelFileError(f"The model {str(path)!r} does not load: {error}. Check it with list_models.") from error

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, cast
 
 import mlx.core as mx
 
+from opd_core.training.cpu_functions import logsumexp, softmax_and_norm
 from opd_core.training.divergence import divergence, divergence_terms
 
 Head = Callable[[mx.array], mx.array]
@@ -117,11 +118,10 @@ def head_nll(states: mx.array, head: Head, targets: mx.array, positions_per_chun
 
     def terms(logits: mx.array, target_rows: mx.array) -> LogitTerms:
         ids = target_rows[:, None]
-        logprobs = logits.astype(mx.float32)
-        logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
-        chosen = mx.take_along_axis(logprobs, ids, axis=-1)
-        gradient = mx.put_along_axis(mx.exp(logprobs), ids, mx.exp(chosen) - 1.0, axis=-1)
-        return LogitTerms(-chosen[:, 0], gradient, ())
+        logits = logits.astype(mx.float32)
+        probabilities, norm = softmax_and_norm(logits)
+        gradient = mx.put_along_axis(probabilities, ids, mx.take_along_axis(probabilities, ids, axis=-1) - 1.0, axis=-1)
+        return LogitTerms((norm - mx.take_along_axis(logits, ids, axis=-1))[:, 0], gradient, ())
 
     return _fused(states, head, targets, terms, positions_per_chunk)[0]
 
@@ -134,7 +134,7 @@ def score_nll(states: mx.array, head: Head, targets: mx.array, positions_per_chu
         chunk_states, ids = _after([states[chunk], targets[chunk]], rows)
         logits = head(chunk_states).astype(mx.float32)
         chosen = mx.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
-        rows.append([mx.logsumexp(logits, axis=-1) - chosen])
+        rows.append([logsumexp(logits) - chosen])
     return _joined(rows)[0]
 
 

@@ -21,7 +21,8 @@ from opd_core.paths import utc_now
 from opd_core.prompt_files import PromptExample
 from opd_core.training.ahead import PARTS
 from opd_core.training.lora import Student, decoding_model
-from opd_core.training.rollouts import Sampling, decode, random_key, repetition_rate
+from opd_core.training.rollouts import decode, repetition_rate
+from opd_core.training.sampling import Sampling, random_key
 from opd_core.training.tokenization import decode_completion, prompt_ids
 from opd_core.training.updates import StepResult
 from opd_core.types import Rollout

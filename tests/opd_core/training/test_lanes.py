@@ -13,7 +13,8 @@ from opd_core.blas import core_count
 from opd_core.training.arrays import flat
 from opd_core.training.lanes import MAX_LANES, Lanes, lanes
 from opd_core.training.lora import LoadedBase, NewAdapter, make_student
-from opd_core.training.rollouts import Sampling, decode, random_key
+from opd_core.training.rollouts import decode
+from opd_core.training.sampling import Sampling, random_key
 from opd_core.training.updates import nll_gradient
 from tests.tiny import tiny_llama
 

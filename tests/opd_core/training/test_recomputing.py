@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 from opd_core.training.logprobs import make_scorer, pack
 from opd_core.training.losses import head_nll
 from opd_core.training.recomputing import recompute_layers
-from opd_core.training.rollouts import Sampling, decode, random_key
+from opd_core.training.rollouts import decode
+from opd_core.training.sampling import Sampling, random_key
 from tests.tiny import tiny_llama
 
 PROMPTS = [[9, 8, 7, 6, 5], [9, 8, 7, 6, 5], [4, 3]]

@@ -12,15 +12,8 @@ import pytest
 from opd_core.errors import CompatibilityError
 from opd_core.training.arrays import number
 from opd_core.training.logprobs import completion_logprobs, make_scorer, pack
-from opd_core.training.rollouts import (
-    Decoded,
-    Sampling,
-    check_decodes,
-    decode,
-    random_key,
-    repetition_rate,
-    sample,
-)
+from opd_core.training.rollouts import Decoded, check_decodes, decode, repetition_rate
+from opd_core.training.sampling import Sampling, random_key, sample
 from tests.tiny import tiny_llama
 
 SHARED = list(range(10, 22))
