@@ -1,0 +1,201 @@
+"""The functions for a CPU are MLX's functions: values, gradients, masks and the ends of float32's range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.models.activations import swiglu as mlx_swiglu
+from mlx_lm.models.base import scaled_dot_product_attention as mlx_attention
+from mlx_lm.models.cache import QuantizedKVCache
+
+from opd_core.training import cpu_functions
+from opd_core.training.cpu_functions import attention, is_fast, logsumexp, softmax, softmax_and_norm, swiglu
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu() -> Iterator[None]:
+    """These ways are for a CPU, also where the tests run on a machine with a GPU."""
+    device = mx.default_device()
+    mx.set_default_device(mx.Device(mx.DeviceType.cpu))
+    yield
+    mx.set_default_device(device)
+
+
+def spread(shape: tuple[int, ...], scale: float, seed: int = 0) -> mx.array:
+    """Normal numbers of a standard deviation."""
+    return scale * mx.random.normal(shape, key=mx.random.key(seed))
+
+
+def exact_softmax(scores: mx.array) -> Floats:
+    """The slow reference, in float64."""
+    values = np.array(scores, dtype=np.float64)
+    weights = np.exp(values - values.max(axis=-1, keepdims=True))
+    found: Floats = weights / weights.sum(axis=-1, keepdims=True)
+    return found
+
+
+def assert_close(got: mx.array, want: Any, relative: float) -> None:
+    """Relative to each number, and nothing absolute but what float32 cannot hold."""
+    np.testing.assert_allclose(np.array(got, dtype=np.float64), np.array(want, dtype=np.float64), relative, 1e-37)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 10.0, 60.0])
+def test_softmax_and_its_norm_are_those_of_float64(scale: float) -> None:
+    scores = spread((7, 1031), scale)
+    wanted = exact_softmax(scores)
+    probabilities, norm = softmax_and_norm(scores)
+    for got in (softmax(scores), probabilities):
+        assert_close(got, wanted, 3e-6 + 2e-7 * scale)
+    values = np.array(scores, dtype=np.float64)
+    exact_norm = np.log(np.exp(values - values.max()).sum(axis=-1)) + values.max()
+    for got in (norm[:, 0], logsumexp(scores)):
+        np.testing.assert_allclose(np.array(got), exact_norm, 2e-6, 2e-6)
+
+
+def test_scores_out_of_reach_get_nothing_and_a_single_score_everything() -> None:
+    scores = mx.array([[0.0, -87.0, -88.5, -1e4, -3e38, -np.inf]])
+    got = np.array(softmax(scores))[0]
+    assert got[0] == 1.0 and got[1] == pytest.approx(np.exp(-87.0), rel=1e-5)
+    assert got[2:].tolist() == [0.0] * 4
+    assert np.array(softmax(mx.array([[5.0], [-1e30]]))).tolist() == [[1.0], [1.0]]
+    assert number_of(logsumexp(mx.array([[3.0, -np.inf]]))) == 3.0
+
+
+def number_of(value: mx.array) -> float:
+    """The one number in it."""
+    return float(np.array(value).item())
+
+
+def test_a_score_that_is_no_number_is_not_hidden() -> None:
+    scores = mx.array([[0.0, np.nan, 1.0], [0.0, 1.0, 2.0]])
+    probabilities, norm = softmax_and_norm(scores)
+    for got in (softmax(scores), probabilities, norm, logsumexp(scores)):
+        rows = np.isnan(np.array(got).reshape(2, -1))
+        assert rows[0].any() and not rows[1].any()
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_swiglu_is_mlx_lms(scale: float) -> None:
+    gate, values = spread((5, 257), scale), spread((5, 257), 2.0, seed=1)
+    exact = np.array(gate, dtype=np.float64)
+    exact = exact / (1.0 + np.exp(-exact)) * np.array(values, dtype=np.float64)
+    assert np.abs(np.array(swiglu(gate, values)) - exact).max() <= 1e-6 * np.abs(exact).max()
+    assert_close(swiglu(mx.array([np.inf, 1e30]), mx.ones(2)), [np.inf, 1e30], 1e-6)
+
+
+def gradients(function: Callable[..., mx.array], *inputs: mx.array) -> list[mx.array]:
+    """Gradient of a weighted sum of the outputs, the weights different everywhere, for every input."""
+
+    def loss(*arrays: mx.array) -> mx.array:
+        found = function(*arrays)
+        return mx.sum(found * mx.cos(mx.arange(found.size)).reshape(found.shape))
+
+    found = mx.grad(loss, argnums=list(range(len(inputs))))(*inputs)
+    return [found] if len(inputs) == 1 else list(found)
+
+
+@pytest.mark.parametrize("scale", [0.5, 5.0])
+def test_gradients_are_mlxs(scale: float) -> None:
+    scores, values = spread((6, 97), scale), spread((6, 97), 1.0, seed=1)
+    pairs = [
+        (gradients(softmax, scores), gradients(lambda x: mx.softmax(x, axis=-1), scores)),
+        (gradients(swiglu, scores, values), gradients(mlx_swiglu, scores, values)),
+    ]
+    for found, wanted in pairs:
+        for got, want in zip(found, wanted, strict=True):
+            assert mx.abs(got - want).max().item() <= 3e-6 * mx.abs(want).max().item()
+
+
+def test_gradients_are_the_slopes() -> None:
+    scores, direction, width = spread((3, 11), 1.0), spread((3, 11), 1.0, seed=2), 1e-2
+    weights = mx.cos(mx.arange(33)).reshape(3, 11)
+    for function in (softmax, lambda x: swiglu(x, direction)):
+        ahead, behind = (mx.sum(function(scores + sign * width * direction) * weights) for sign in (1, -1))
+        slope = number_of(ahead - behind) / (2 * width)
+        assert number_of(mx.sum(gradients(function, scores)[0] * direction)) == pytest.approx(slope, rel=1e-3, abs=1e-4)
+
+
+HEADS, SHARED, LENGTH, REACH, WIDTH = 6, 2, 5, 9, 8
+
+
+def look(batch: int = 2, length: int = LENGTH) -> tuple[mx.array, mx.array, mx.array]:
+    """Queries, keys and values."""
+    keys, values = (spread((batch, SHARED, REACH, WIDTH), 1.0, seed) for seed in (1, 2))
+    return spread((batch, HEADS, length, WIDTH), 1.0), keys, values
+
+
+BLOCKED = mx.random.uniform(shape=(2, 1, LENGTH, REACH), key=mx.random.key(4)) < 0.6
+BLOCKED[:, :, :, 0] = True  # everyone sees something
+MASKS: dict[str, mx.array | str | None] = {
+    "none": None,
+    "causal": "causal",
+    "a row's own": BLOCKED,
+    "for all rows": BLOCKED[0, 0],
+    "to add": mx.where(BLOCKED, 0.0, -1e9),
+    "a bias": spread((1, HEADS, LENGTH, REACH), 1.0, seed=5),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+def test_attention_is_mlx_lms_with_its_gradients(mask: mx.array | str | None) -> None:
+    inputs = look()
+
+    def ours(*arrays: mx.array) -> mx.array:
+        return attention(*arrays, None, 0.3, mask)
+
+    def theirs(*arrays: mx.array) -> mx.array:
+        return mlx_attention(*arrays, None, 0.3, mask)  # type: ignore[arg-type]
+
+    assert mx.abs(ours(*inputs) - theirs(*inputs)).max().item() <= 2e-6
+    for got, want in zip(gradients(ours, *inputs), gradients(theirs, *inputs), strict=True):
+        assert mx.abs(got - want).max().item() <= 1e-5
+
+
+def test_a_single_new_position_looks_at_all() -> None:
+    inputs = look(length=1)
+    assert mx.abs(attention(*inputs, None, 0.3, None) - mlx_attention(*inputs, None, 0.3, None)).max().item() <= 2e-6
+    assert mx.array_equal(attention(*inputs, None, 0.3, "causal"), attention(*inputs, None, 0.3, None))
+
+
+def test_what_is_hidden_does_not_count_whatever_stands_there() -> None:
+    queries, keys, values = look()
+    mask = mx.arange(REACH) < 4
+    other = mx.where(mask[:, None], keys, 50.0)
+    assert mx.array_equal(
+        attention(queries, keys, values, None, 0.3, mask), attention(queries, other, values, None, 0.3, mask)
+    )
+
+
+def test_other_types_devices_caches_and_sinks_get_what_mlx_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = [array.astype(mx.float16) for array in look()]
+    assert not is_fast(halves[0])
+    assert softmax(halves[0]).dtype == mx.float16
+    assert mx.array_equal(attention(*halves, None, 0.3, None), mlx_attention(*halves, None, 0.3, None))
+    asked: list[object] = []
+
+    def asked_for(*arguments: object) -> mx.array:
+        asked.append(arguments[6])
+        return mx.zeros(())
+
+    monkeypatch.setattr(cpu_functions, "mlx_attention", asked_for)
+    sinks = mx.zeros(HEADS)
+    attention(*look(), None, 0.3, None, sinks)
+    attention(*look(), QuantizedKVCache(), 0.3, None)
+    assert asked[0] is sinks and asked[1] is None and len(asked) == 2
+
+
+@pytest.mark.parametrize("function", [lambda x: softmax_and_norm(x)[0], softmax, logsumexp])
+def test_the_way_of_a_gpu_computes_the_same(
+    function: Callable[[mx.array], mx.array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = spread((4, 50), 3.0)
+    fast = function(scores)
+    monkeypatch.setattr(cpu_functions, "is_fast", lambda values: False)
+    assert mx.abs(function(scores) - fast).max().item() <= 2e-6
+    assert mx.abs(softmax_and_norm(scores)[1][:, 0] - mx.logsumexp(scores, axis=-1)).max().item() <= 2e-6
