@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -13,6 +13,7 @@ from mlx_lm.models.base import scaled_dot_product_attention as mlx_attention
 from mlx_lm.models.cache import QuantizedKVCache
 
 from opd_core.training import cpu_functions
+from opd_core.training.arrays import number
 from opd_core.training.cpu_functions import attention, is_fast, logsumexp, softmax, softmax_and_norm, swiglu
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -64,12 +65,7 @@ def test_scores_out_of_reach_get_nothing_and_a_single_score_everything() -> None
     assert got[0] == 1.0 and got[1] == pytest.approx(np.exp(-87.0), rel=1e-5)
     assert got[2:].tolist() == [0.0] * 4
     assert np.array(softmax(mx.array([[5.0], [-1e30]]))).tolist() == [[1.0], [1.0]]
-    assert number_of(logsumexp(mx.array([[3.0, -np.inf]]))) == 3.0
-
-
-def number_of(value: mx.array) -> float:
-    """The one number in it."""
-    return float(np.array(value).item())
+    assert number(logsumexp(mx.array([[3.0, -np.inf]]))) == 3.0
 
 
 def test_a_score_that_is_no_number_is_not_hidden() -> None:
@@ -109,7 +105,7 @@ def test_gradients_are_mlxs(scale: float) -> None:
     ]
     for found, wanted in pairs:
         for got, want in zip(found, wanted, strict=True):
-            assert mx.abs(got - want).max().item() <= 3e-6 * mx.abs(want).max().item()
+            assert number(mx.abs(got - want).max()) <= 3e-6 * number(mx.abs(want).max())
 
 
 def test_gradients_are_the_slopes() -> None:
@@ -117,8 +113,8 @@ def test_gradients_are_the_slopes() -> None:
     weights = mx.cos(mx.arange(33)).reshape(3, 11)
     for function in (softmax, lambda x: swiglu(x, direction)):
         ahead, behind = (mx.sum(function(scores + sign * width * direction) * weights) for sign in (1, -1))
-        slope = number_of(ahead - behind) / (2 * width)
-        assert number_of(mx.sum(gradients(function, scores)[0] * direction)) == pytest.approx(slope, rel=1e-3, abs=1e-4)
+        slope = number(ahead - behind) / (2 * width)
+        assert number(mx.sum(gradients(function, scores)[0] * direction)) == pytest.approx(slope, rel=1e-3, abs=1e-4)
 
 
 HEADS, SHARED, LENGTH, REACH, WIDTH = 6, 2, 5, 9, 8
@@ -146,21 +142,22 @@ MASKS: dict[str, mx.array | str | None] = {
 def test_attention_is_mlx_lms_with_its_gradients(mask: mx.array | str | None) -> None:
     inputs = look()
 
-    def ours(*arrays: mx.array) -> mx.array:
-        return attention(*arrays, None, 0.3, mask)
+    def ours(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        return attention(queries, keys, values, None, 0.3, mask)
 
-    def theirs(*arrays: mx.array) -> mx.array:
-        return mlx_attention(*arrays, None, 0.3, mask)  # type: ignore[arg-type]
+    def theirs(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        return mlx_attention(queries, keys, values, None, 0.3, cast(mx.array, mask))
 
-    assert mx.abs(ours(*inputs) - theirs(*inputs)).max().item() <= 2e-6
+    assert number(mx.abs(ours(*inputs) - theirs(*inputs)).max()) <= 2e-6
     for got, want in zip(gradients(ours, *inputs), gradients(theirs, *inputs), strict=True):
-        assert mx.abs(got - want).max().item() <= 1e-5
+        assert number(mx.abs(got - want).max()) <= 1e-5
 
 
 def test_a_single_new_position_looks_at_all() -> None:
-    inputs = look(length=1)
-    assert mx.abs(attention(*inputs, None, 0.3, None) - mlx_attention(*inputs, None, 0.3, None)).max().item() <= 2e-6
-    assert mx.array_equal(attention(*inputs, None, 0.3, "causal"), attention(*inputs, None, 0.3, None))
+    queries, keys, values = look(length=1)
+    got = attention(queries, keys, values, None, 0.3, None)
+    assert number(mx.abs(got - mlx_attention(queries, keys, values, None, 0.3, None)).max()) <= 2e-6
+    assert mx.array_equal(attention(queries, keys, values, None, 0.3, "causal"), got)
 
 
 def test_what_is_hidden_does_not_count_whatever_stands_there() -> None:
@@ -173,10 +170,12 @@ def test_what_is_hidden_does_not_count_whatever_stands_there() -> None:
 
 
 def test_other_types_devices_caches_and_sinks_get_what_mlx_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    halves = [array.astype(mx.float16) for array in look()]
-    assert not is_fast(halves[0])
-    assert softmax(halves[0]).dtype == mx.float16
-    assert mx.array_equal(attention(*halves, None, 0.3, None), mlx_attention(*halves, None, 0.3, None))
+    queries, keys, values = look()
+    half, short, wide = (array.astype(mx.float16) for array in (queries, keys, values))
+    assert not is_fast(half)
+    assert softmax(half).dtype == mx.float16
+    wanted = mlx_attention(half, short, wide, None, 0.3, None)
+    assert mx.array_equal(attention(half, short, wide, None, 0.3, None), wanted)
     asked: list[object] = []
 
     def asked_for(*arguments: object) -> mx.array:
@@ -185,8 +184,8 @@ def test_other_types_devices_caches_and_sinks_get_what_mlx_has(monkeypatch: pyte
 
     monkeypatch.setattr(cpu_functions, "mlx_attention", asked_for)
     sinks = mx.zeros(HEADS)
-    attention(*look(), None, 0.3, None, sinks)
-    attention(*look(), QuantizedKVCache(), 0.3, None)
+    attention(queries, keys, values, None, 0.3, None, sinks)
+    attention(queries, keys, values, QuantizedKVCache(), 0.3, None)
     assert asked[0] is sinks and asked[1] is None and len(asked) == 2
 
 
@@ -197,5 +196,5 @@ def test_the_way_of_a_gpu_computes_the_same(
     scores = spread((4, 50), 3.0)
     fast = function(scores)
     monkeypatch.setattr(cpu_functions, "is_fast", lambda values: False)
-    assert mx.abs(function(scores) - fast).max().item() <= 2e-6
-    assert mx.abs(softmax_and_norm(scores)[1][:, 0] - mx.logsumexp(scores, axis=-1)).max().item() <= 2e-6
+    assert number(mx.abs(function(scores) - fast).max()) <= 2e-6
+    assert number(mx.abs(softmax_and_norm(scores)[1][:, 0] - mx.logsumexp(scores, axis=-1)).max()) <= 2e-6
