@@ -54,15 +54,18 @@ class LocalTeacher:
     def states(self, conversations: Sequence[Sequence[Message]], completions: Sequence[Sequence[int]]) -> mx.array:
         """See `TokenTeacher.states`. The fixed context is read from its cache when every prompt begins with it."""
         prompts = [self._prompt_ids(conversation) for conversation in conversations]
-        prefix = self._prefix
-        if prefix is not None and any(prompt[: len(self._prefix_ids)] != self._prefix_ids for prompt in prompts):
-            prefix = None  # a prompt with a system turn of its own changes the context
+        prefix = self._prefix if all(map(self._is_begun, prompts)) else None
         batch = pack(prompts, completions, skip=len(self._prefix_ids) if prefix else 0)
         return mx.stop_gradient(self._scorer.states(batch, prefix))
 
     def context_length(self, conversation: Sequence[Message]) -> int:
-        """See `TokenTeacher.context_length`."""
-        return len(self._prompt_ids(conversation))
+        """See `TokenTeacher.context_length`; the fixed context has been read."""
+        prompt = self._prompt_ids(conversation)
+        return len(prompt) - (len(self._prefix_ids) if self._is_begun(prompt) else 0)
+
+    def _is_begun(self, prompt: tuple[int, ...]) -> bool:
+        """Whether the beginning of `prompt` has been read; a system turn of its own changes the context."""
+        return self._prefix is not None and prompt[: len(self._prefix_ids)] == self._prefix_ids
 
     def generate(
         self,

@@ -157,7 +157,11 @@ def _score_tokens(
     width = min(student.scorer.vocab_size, teacher.vocab_size)
     results: list[tuple[float | None, float | None]] = [(None, None)] * len(rollouts)
     sizes = [
-        Size(rollout.prompt_ids, teacher.context_length(rollout.messages), len(rollout.completion_ids))
+        Size(
+            rollout.prompt_ids,
+            max(len(rollout.prompt_ids), teacher.context_length(rollout.messages)),
+            len(rollout.completion_ids),
+        )
         for rollout in rollouts
     ]
 

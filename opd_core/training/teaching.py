@@ -38,7 +38,7 @@ class TokenTeacher(Protocol):
         ...
 
     def context_length(self, conversation: Sequence[Message]) -> int:
-        """How many ids the teacher reads before a completion."""
+        """How many ids the teacher reads before a completion, those aside that it has read once for all."""
         ...
 
     def generate(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[Decoded]:

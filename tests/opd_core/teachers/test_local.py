@@ -12,6 +12,7 @@ from opd_core.errors import CompatibilityError, ConfigError
 from opd_core.teachers import build_teacher
 from opd_core.teachers.local import LocalTeacher, build_local_teacher
 from opd_core.training.arrays import flat, number
+from opd_core.training.logprobs import common_prefix_length
 from opd_core.training.lora import LoadedBase, NewAdapter, load_base, make_student
 from opd_core.training.tokenization import prompt_ids, teacher_messages
 from opd_core.types import Message
@@ -121,7 +122,16 @@ def test_its_own_answers_are_greedy_in_its_own_context(base: LoadedBase) -> None
             ids.append(token)
 
 
-def test_the_context_length_counts_everything_before_the_answer(base: LoadedBase) -> None:
+def test_the_context_length_leaves_out_a_fixed_context_that_was_read_once_for_all(base: LoadedBase) -> None:
     teacher = build_local_teacher(config(base, teacher_system_prompt="Be brief."), base)
-    context = teacher_messages(CONVERSATIONS[0], "Be brief.", ())
-    assert teacher.context_length(CONVERSATIONS[0]) == len(prompt_ids(base.tokenizer, context))
+
+    def whole(conversation: list[Message]) -> tuple[int, ...]:
+        return prompt_ids(base.tokenizer, teacher_messages(conversation, "Be brief.", ()))
+
+    prompts = [whole(conversation) for conversation in CONVERSATIONS]
+    read = common_prefix_length(prompts)
+    assert read > len("Be brief.")
+    for conversation, prompt in zip(CONVERSATIONS, prompts, strict=True):
+        assert teacher.context_length(conversation) == len(prompt) - read
+    own: list[Message] = [{"role": "system", "content": "Shout."}, *CONVERSATIONS[0]]
+    assert teacher.context_length(own) == len(whole(own))

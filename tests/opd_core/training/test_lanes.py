@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import pytest
 
 from opd_core.blas import core_count
 from opd_core.training.arrays import flat
-from opd_core.training.lanes import MAX_LANES, Lanes, lanes
+from opd_core.training.lanes import MAX_LANES, OPERATIONS_AHEAD, Lanes, feed_all_lanes, lanes
 from opd_core.training.lora import LoadedBase, NewAdapter, make_student
 from opd_core.training.rollouts import decode
 from opd_core.training.sampling import Sampling, random_key
@@ -41,6 +42,31 @@ def test_parts_after_the_first_round_are_built_when_their_turn_comes() -> None:
     assert [rounds[0].args[0] for rounds in Lanes(2).rounds(list(parts()))] == [0, 2]
     Lanes(2).run(list(parts()))
     assert built == [0, 1, 2]
+
+
+def test_what_was_started_is_there_when_it_is_looked_at() -> None:
+    results: list[mx.array] = []
+
+    def part(number: int) -> mx.array:
+        results.append(mx.full((8, 8), number) @ mx.eye(8))
+        return results[-1]
+
+    Lanes(2).start([functools.partial(part, number) for number in range(2)])
+    assert [result[0, 0].item() for result in results] == [0, 1]
+
+
+def test_a_cpu_gets_a_wider_walk_of_the_graph_unless_someone_chose_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = mx.default_device()
+    try:
+        mx.set_default_device(mx.Device(mx.DeviceType.cpu))
+        monkeypatch.setenv("MLX_BFS_MAX_WIDTH", "7")
+        feed_all_lanes()
+        assert os.environ["MLX_BFS_MAX_WIDTH"] == "7"
+        monkeypatch.delenv("MLX_BFS_MAX_WIDTH")
+        feed_all_lanes()
+        assert int(os.environ["MLX_BFS_MAX_WIDTH"]) == OPERATIONS_AHEAD
+    finally:
+        mx.set_default_device(device)
 
 
 def test_a_cpu_has_a_lane_for_each_core_and_a_toy_model_only_one(monkeypatch: pytest.MonkeyPatch) -> None:

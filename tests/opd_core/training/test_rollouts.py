@@ -11,6 +11,7 @@ import pytest
 
 from opd_core.errors import CompatibilityError
 from opd_core.training.arrays import number
+from opd_core.training.lanes import Lanes
 from opd_core.training.logprobs import completion_logprobs, make_scorer, pack
 from opd_core.training.rollouts import Decoded, check_decodes, decode, repetition_rate
 from opd_core.training.sampling import Sampling, random_key, sample
@@ -163,3 +164,18 @@ def test_a_model_whose_caches_do_not_batch_is_refused_by_name() -> None:
     with pytest.raises(CompatibilityError, match="'lonely' cannot write several answers"):
         check_decodes(Lonely(), "lonely")  # type: ignore[no-untyped-call]
     check_decodes(tiny_llama(), "tiny")
+
+
+def test_reading_on_many_lanes_and_joining_what_was_read_changes_no_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+
+    def answers(lane_count: int, rows_per_lane: int) -> list[Decoded]:
+        monkeypatch.setattr("opd_core.training.rollouts.lanes", lambda _: Lanes(lane_count))
+        monkeypatch.setattr("opd_core.training.rollouts.ROWS_PER_LANE", rows_per_lane)
+        return decode(model, PROMPTS, 3, Sampling(12), STOPS, random_key(8))
+
+    alone = answers(1, 1)
+    for lane_count, rows_per_lane in ((2, 1), (2, 100), (3, 100), (3, 4)):  # apart; joined; joined; two of three joined
+        for one, other in zip(alone, answers(lane_count, rows_per_lane), strict=True):
+            assert one.ids == other.ids and one.stopped == other.stopped
+            assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
