@@ -2,14 +2,14 @@
 
 mlx-lm's layers find `swiglu` and `scaled_dot_product_attention` among the names of their module. A layer of the model
 gets a class of its own, which differs from mlx-lm's in what these names mean to its `__call__`; mlx-lm itself is left
-as it is.
+as it is. Linear layers and tied output heads get classes that multiply the few rows of a decoding step their own way.
 """
 
 from __future__ import annotations
 
 import functools
 import types
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,8 +17,31 @@ from mlx_lm.models.activations import swiglu as mlx_swiglu
 from mlx_lm.models.base import scaled_dot_product_attention as mlx_attention
 
 from opd_core.training.cpu_functions import attention, swiglu
+from opd_core.training.thin_products import is_thin, thin_product
 
 REPLACED = {"swiglu": (mlx_swiglu, swiglu), "scaled_dot_product_attention": (mlx_attention, attention)}
+
+
+class CpuLinear(nn.Linear):
+    """`nn.Linear` with a faster decoding step."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not is_thin(x, self.weight):
+            return super().__call__(x)
+        product = thin_product(x, self.weight)
+        return product + self.bias if "bias" in self else product
+
+
+class CpuEmbedding(nn.Embedding):
+    """`nn.Embedding` with a faster decoding step where it is the output head as well."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        if is_thin(x, self.weight):
+            return thin_product(x, self.weight)
+        return cast(mx.array, super().as_linear(x))  # type: ignore[no-untyped-call]  # MLX gives no types here
+
+
+FOR_CPU: dict[Any, Any] = {nn.Linear: CpuLinear, nn.Embedding: CpuEmbedding}
 
 
 def use_cpu_functions(model: nn.Module) -> None:
@@ -32,7 +55,9 @@ def use_cpu_functions(model: nn.Module) -> None:
 
 @functools.cache
 def _with_cpu_functions(kind: Any) -> Any:
-    """`kind`, or where its `__call__` uses one of the functions, a class that uses ours."""
+    """`kind`, or where its `__call__` uses one of the functions or is one of `FOR_CPU`, a class that uses ours."""
+    if kind in FOR_CPU:
+        return FOR_CPU[kind]
     call = kind.__call__
     known = getattr(call, "__globals__", {})
     names = {name: ours for name, (theirs, ours) in REPLACED.items() if known.get(name) is theirs}

@@ -179,12 +179,13 @@ def decoding_model(student: Student) -> nn.Module:
     whose second copy of the weights is small.
     """
     layers = [(name, module) for name, module in student.model.named_modules() if type(module) is LoRALinear]
-    weights = [module.linear.weight for _, module in layers]
-    plain = all(type(module.linear) is nn.Linear and module.linear.weight.dtype == mx.float32 for _, module in layers)
-    if not layers or not plain or sum(weight.nbytes for weight in weights) > MAX_FOLDED_BYTES:
+    linears = [module.linear for _, module in layers]
+    plain = all(isinstance(linear, nn.Linear) and linear.weight.dtype == mx.float32 for linear in linears)
+    if not layers or not plain or sum(linear.weight.nbytes for linear in linears) > MAX_FOLDED_BYTES:
         return student.model
     model = share_weights(student.model)
     model.update_modules(tree_unflatten([(name, module.fuse()) for name, module in layers]))
+    use_cpu_functions(model)
     mx.eval(model.parameters())
     return model
 
