@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.peers.environment import peers_python
 from opd_core import blas
+from opd_core.allocator import allocator_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, LOOP, TRL, TRL_BF16 = "ours", "mlx-lm loop", "TRL fp32", "TRL bf16"
@@ -82,15 +83,17 @@ class Child:
 def _command(name: str, device: str, threads: int, folder: Path) -> tuple[list[str], dict[str, str]]:
     """What starts a contestant, and its environment.
 
-    Ours gets what the worker gets from its supervisor: the BLAS and the number of its threads are the engine's choice.
-    The others use every thread there is.
+    Ours gets what the worker gets from its supervisor: the BLAS, the number of its threads and the allocator's settings
+    are the engine's choice. The others use every thread there is; the plain loop gets the same BLAS.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if name in (TRL, TRL_BF16):
         environment["OMP_NUM_THREADS"] = str(threads)
         return [str(peers_python()), "-P", "-m", "benchmarks.peers.trl_distillation"], environment
     environment |= blas.worker_environment(folder / "lib")
-    if name not in (OURS, BARE):
+    if name in (OURS, BARE):
+        environment |= allocator_environment()
+    else:
         environment |= dict.fromkeys(THREAD_NAMES, str(threads))
     known = OURS if name == BARE else name
     return [sys.executable, "-P", "-m", "benchmarks.opd_step_parts.child", known, device], environment

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opd_core import blas
+from opd_core.allocator import allocator_environment
 from opd_core.errors import HomeError
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -127,7 +128,7 @@ class Kernel:
                 stdout=output,
                 stderr=output,
                 cwd=folder,
-                env=dict(variables) | blas.worker_environment(folder / "lib"),
+                env=dict(variables) | blas.worker_environment(folder / "lib") | allocator_environment(),
                 pass_fds=locks,
                 start_new_session=True,
             )

@@ -17,6 +17,7 @@ import mlx.nn as nn
 from opd_core.config import RunConfig
 from opd_core.errors import CompatibilityError, ConfigError
 from opd_core.teachers.base import TeacherContext
+from opd_core.training.decoding import decoding_model
 from opd_core.training.logprobs import common_prefix_length, make_scorer, pack
 from opd_core.training.lora import LoadedBase, load_base, make_student
 from opd_core.training.rollouts import Decoded, decode
@@ -76,7 +77,9 @@ class LocalTeacher:
         """See `TokenTeacher.generate`; empty when stopped on the way."""
         prompts = [self._prompt_ids(conversation) for conversation in conversations]
         greedy = Sampling(max_tokens, 0.0)
-        return decode(self._scorer.model, prompts, 1, greedy, self._stop_ids, random_key(0), should_stop)
+        return decode(
+            decoding_model(self._scorer.model), prompts, 1, greedy, self._stop_ids, random_key(0), should_stop
+        )
 
     def _prompt_ids(self, conversation: Sequence[Message]) -> tuple[int, ...]:
         key = repr(conversation)

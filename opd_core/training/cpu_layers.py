@@ -2,7 +2,7 @@
 
 mlx-lm's layers find `swiglu` and `scaled_dot_product_attention` among the names of their module. A layer of the model
 gets a class of its own, which differs from mlx-lm's in what these names mean to its `__call__`; mlx-lm itself is left
-as it is. Linear layers and tied output heads get classes that multiply the few rows of a decoding step their own way.
+as it is. Norms and rotary positions are layers themselves, and get classes of ours.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import mlx.nn as nn
 from mlx_lm.models.activations import swiglu as mlx_swiglu
 from mlx_lm.models.base import scaled_dot_product_attention as mlx_attention
 
-from opd_core.training.cpu_functions import attention, swiglu
-from opd_core.training.thin_products import is_thin, thin_product
+from opd_core.training.cpu_functions import attention, is_fast, rms_norm, swiglu
+from opd_core.training.cpu_rope import Rotation
 
 REPLACED = {"swiglu": (mlx_swiglu, swiglu), "scaled_dot_product_attention": (mlx_attention, attention)}
 
 
-class CpuLinear(nn.Linear):
-    """`nn.Linear` with a faster decoding step."""
+class CpuRMSNorm(nn.RMSNorm):
+    """`nn.RMSNorm` with a closed-form gradient."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        if not is_thin(x, self.weight):
-            return super().__call__(x)
-        product = thin_product(x, self.weight)
-        return product + self.bias if "bias" in self else product
+        return rms_norm(x, self.weight, self.eps)
 
 
-class CpuEmbedding(nn.Embedding):
-    """`nn.Embedding` with a faster decoding step where it is the output head as well."""
+class CpuRoPE(nn.RoPE):
+    """`nn.RoPE` with angles that are worked out once for all layers."""
 
-    def as_linear(self, x: mx.array) -> mx.array:
-        if is_thin(x, self.weight):
-            return thin_product(x, self.weight)
-        return cast(mx.array, super().as_linear(x))  # type: ignore[no-untyped-call]  # MLX gives no types here
+    def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
+        if x.ndim != 4 or not is_fast(x):
+            return cast(mx.array, super().__call__(x, cast(int, offset)))  # an array is as good
+        return Rotation(self.dims, self.traditional, self.base, self.scale).rotated(x, offset)
 
 
-FOR_CPU: dict[Any, Any] = {nn.Linear: CpuLinear, nn.Embedding: CpuEmbedding}
+FOR_CPU: dict[Any, Any] = {
+    nn.RMSNorm: CpuRMSNorm,
+    nn.RoPE: CpuRoPE,
+}
 
 
 def use_cpu_functions(model: nn.Module) -> None:

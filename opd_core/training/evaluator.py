@@ -17,9 +17,10 @@ from opd_core.extractor import WHOLE, CheckSpec, ExtractorSpec, score
 from opd_core.paths import utc_now
 from opd_core.prompt_files import PromptExample
 from opd_core.training.arrays import number
+from opd_core.training.decoding import decoding_model
 from opd_core.training.lanes import lanes
 from opd_core.training.logprobs import pack
-from opd_core.training.lora import Student, decoding_model
+from opd_core.training.lora import Student
 from opd_core.training.losses import TokenDivergence, score_divergence
 from opd_core.training.micro_batches import Size, micro_batches
 from opd_core.training.rollouts import Decoded, decode, repetition_rate
@@ -98,7 +99,7 @@ def evaluate(
     Args:
         references: ids of the teacher's answers by prompt_id, for `reference_nll`.
     """
-    model = decoding_model(student)
+    model = decoding_model(student.model)
     samples: list[SampleScore] = []
     rollouts: list[Rollout] = []
     for start in range(0, len(examples), ROWS_PER_BATCH):

@@ -15,7 +15,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model, load_tokenizer
 
@@ -29,7 +28,6 @@ from opd_core.training.recomputing import recompute_layers
 from opd_core.training.tokenization import stop_ids
 
 ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
-MAX_FOLDED_BYTES = 2 * 1024**3
 LINEAR_LAYERS = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 
 
@@ -169,25 +167,6 @@ def _share_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _share_value(item) for name, item in value.items()}
     return value
-
-
-def decoding_model(student: Student) -> nn.Module:
-    """The student for decoding: float32 LoRA layers folded into weights of their own, everything else shared.
-
-    Adapters on every layer double the time of a decoding step, since its matrices are small and many. Folding costs
-    one pass over the weights. It is done in float32 only (16-bit weights would round the adapter away) and for models
-    whose second copy of the weights is small.
-    """
-    layers = [(name, module) for name, module in student.model.named_modules() if type(module) is LoRALinear]
-    linears = [module.linear for _, module in layers]
-    plain = all(isinstance(linear, nn.Linear) and linear.weight.dtype == mx.float32 for linear in linears)
-    if not layers or not plain or sum(linear.weight.nbytes for linear in linears) > MAX_FOLDED_BYTES:
-        return student.model
-    model = share_weights(student.model)
-    model.update_modules(tree_unflatten([(name, module.fuse()) for name, module in layers]))
-    use_cpu_functions(model)
-    mx.eval(model.parameters())
-    return model
 
 
 def head_is_trained(student: Student) -> bool:

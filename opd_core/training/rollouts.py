@@ -19,7 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import BatchKVCache, make_prompt_cache
 
 from opd_core.errors import CompatibilityError
 from opd_core.training.arrays import floats, ints
@@ -91,10 +91,19 @@ class _Writing:
 
     def draw(self, position: int, sampling: Sampling) -> tuple[mx.array, mx.array]:
         """The next id of every row in the cache, and its log-probability; nothing is evaluated yet."""
+        self._share_offsets()
         logits = self._model(self._tokens[:, None], cache=self._cache)[:, -1]
         self._tokens, logprobs = sample(logits, self._uniforms[position, mx.array(self._in_cache)], sampling)
         self._drawn.append((self._in_cache, self._tokens, logprobs))
         return self._tokens, logprobs
+
+    def _share_offsets(self) -> None:
+        """Give all layers the same array for the same positions, so that what depends on it is worked out once."""
+        first, *others = self._cache
+        if isinstance(first, BatchKVCache):
+            for layer in others:
+                if isinstance(layer, BatchKVCache):
+                    layer.offset = first.offset
 
     def write_down(self, stop_ids: frozenset[int], leave: int = 0) -> None:
         """Look at what was drawn, but for the last `leave` positions; finished rows leave the cache when many are."""

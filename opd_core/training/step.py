@@ -20,7 +20,8 @@ from opd_core.config import RunConfig
 from opd_core.paths import utc_now
 from opd_core.prompt_files import PromptExample
 from opd_core.training.ahead import PARTS
-from opd_core.training.lora import Student, decoding_model
+from opd_core.training.decoding import decoding_model
+from opd_core.training.lora import Student
 from opd_core.training.rollouts import decode, repetition_rate
 from opd_core.training.sampling import Sampling, random_key
 from opd_core.training.tokenization import decode_completion, prompt_ids
@@ -60,7 +61,7 @@ def draw_rollouts(
     Args:
         on_part: given, the prompts are answered in `ahead.PARTS` parts, and it gets each as soon as it is written.
     """
-    model = decoding_model(student)
+    model = decoding_model(student.model)
     size = len(examples) if on_part is None else math.ceil(len(examples) / PARTS)
     size = min(size, max(1, MAX_DECODE_ROWS // config.num_rollouts_per_prompt))
     rollouts: list[Rollout] = []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from opd_core import blas
+from opd_core.allocator import allocator_environment
 from opd_core.control.processes import process_identity, try_lock
 from opd_core.control.supervisor import Supervisor
 from opd_core.paths import HomePaths
@@ -56,10 +57,14 @@ def test_a_worker_leads_a_session_of_its_own_with_a_bare_environment(
 
 
 @linux_only
-def test_a_worker_gets_what_the_fast_blas_needs(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_gets_what_the_fast_blas_needs_and_keeps_its_memory(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(blas, "worker_environment", lambda folder: {"LD_LIBRARY_PATH": str(folder)})
     pid = shop.running()
-    assert f"LD_LIBRARY_PATH={shop.home.home / 'lib'}" in Path(f"/proc/{pid}/environ").read_text().split("\0")
+    environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    assert f"LD_LIBRARY_PATH={shop.home.home / 'lib'}" in environment
+    assert {f"{name}={value}" for name, value in allocator_environment().items()} <= set(environment)
 
 
 def test_a_failure_is_recorded_with_its_message(shop: Workshop) -> None:

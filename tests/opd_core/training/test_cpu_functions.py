@@ -14,7 +14,7 @@ from mlx_lm.models.cache import QuantizedKVCache
 
 from opd_core.training import cpu_functions
 from opd_core.training.arrays import number
-from opd_core.training.cpu_functions import attention, is_fast, logsumexp, softmax, softmax_and_norm, swiglu
+from opd_core.training.cpu_functions import attention, is_fast, logsumexp, rms_norm, softmax, softmax_and_norm, swiglu
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -158,6 +158,44 @@ def test_a_single_new_position_looks_at_all() -> None:
     got = attention(queries, keys, values, None, 0.3, None)
     assert number(mx.abs(got - mlx_attention(queries, keys, values, None, 0.3, None)).max()) <= 2e-6
     assert mx.array_equal(attention(queries, keys, values, None, 0.3, "causal"), got)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+def test_the_rms_norm_is_mlxs_with_both_gradients(scale: float) -> None:
+    x, weight, weights = spread((4, 6, 96), scale), spread((96,), 1.0, 1), spread((4, 6, 96), 1.0, 2)
+
+    def found(norm: Callable[..., mx.array]) -> list[mx.array]:
+        def total(x: mx.array, weight: mx.array) -> mx.array:
+            return mx.sum(weights * norm(x, weight, 1e-5))
+
+        return [norm(x, weight, 1e-5), *mx.grad(total, argnums=(0, 1))(x, weight)]
+
+    for got, want in zip(found(rms_norm), found(mx.fast.rms_norm), strict=True):
+        assert number(mx.abs(got - want).max()) <= 1e-5 * number(mx.abs(want).max())
+
+
+def test_the_gradient_of_the_rms_norm_is_the_slope() -> None:
+    x, along, weight = spread((1, 12), 1.0), spread((1, 12), 1.0, 1), spread((12,), 1.0, 2)
+    exact_x, exact_along, exact_weight = (np.array(found, dtype=np.float64) for found in (x, along, weight))
+
+    def exact(step: float) -> float:
+        moved = exact_x + step * exact_along
+        return float(np.sum(np.sin(moved / np.sqrt(np.mean(moved**2) + 1e-5) * exact_weight)))
+
+    slope = (exact(1e-5) - exact(-1e-5)) / 2e-5
+    gradient = mx.grad(lambda x: mx.sum(mx.sin(rms_norm(x, weight, 1e-5))))(x)
+    assert number(mx.sum(gradient * along)) == pytest.approx(slope, rel=1e-4, abs=1e-4)
+
+
+def test_a_mask_is_not_taken_for_the_one_before_it() -> None:
+    queries, keys, values = spread((1, 2, 3, 4), 1.0), spread((1, 2, 3, 4), 1.0, 1), spread((1, 2, 3, 4), 1.0, 2)
+    for mask in ("causal", mx.array([[True, False, True]] * 3), mx.array([[False, True, True]] * 3), "causal"):
+        got = attention(queries, keys, values, None, 0.5, mask)
+        want = mlx_attention(queries, keys, values, None, 0.5, cast(mx.array, mask))
+        assert number(mx.abs(got - want).max()) <= 1e-5
+        shorter = attention(queries[:, :, 1:], keys, values, None, 0.5, "causal")
+        wanted = mlx_attention(queries[:, :, 1:], keys, values, None, 0.5, cast(mx.array, "causal"))
+        assert number(mx.abs(shorter - wanted).max()) <= 1e-5
 
 
 def test_what_is_hidden_does_not_count_whatever_stands_there() -> None:

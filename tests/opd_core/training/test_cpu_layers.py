@@ -11,8 +11,9 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from opd_core.training.arrays import flat, number
 from opd_core.training.cpu_functions import attention, swiglu
-from opd_core.training.cpu_layers import use_cpu_functions
-from opd_core.training.lora import LoadedBase, NewAdapter, decoding_model, make_student
+from opd_core.training.cpu_layers import CpuRMSNorm, CpuRoPE, use_cpu_functions
+from opd_core.training.decoding import decoding_model
+from opd_core.training.lora import LoadedBase, NewAdapter, make_student
 from tests.tiny import tiny_llama
 
 ON_CPU = mx.default_device().type == mx.DeviceType.cpu
@@ -33,10 +34,13 @@ def changed(model: nn.Module) -> dict[str, object]:
 @pytest.mark.skipif(not ON_CPU, reason="on a GPU models stay as they are")
 def test_every_layer_of_a_loaded_model_and_of_its_student_uses_them(base: LoadedBase) -> None:
     student = make_student(base, None, NewAdapter(2, 2.0), seed=1)
-    for model in (base.model, student.model, decoding_model(student)):
+    for model in (base.model, student.model, decoding_model(student.model)):
         found = changed(model)
         assert len(found) == 2 * 2  # layers, functions
         assert set(found.values()) == {swiglu, attention}
+        kinds = [type(module) for _, module in model.named_modules()]
+        assert (kinds.count(CpuRMSNorm), kinds.count(CpuRoPE)) == (2 * 2 + 1, 2)
+        assert not {nn.RMSNorm, nn.RoPE} & set(kinds)
 
 
 def test_mlx_lm_is_left_as_it_is() -> None:

@@ -17,7 +17,6 @@ from opd_core.training.lora import (
     LoadedBase,
     NewAdapter,
     Student,
-    decoding_model,
     head_is_trained,
     initial_student,
     load_base,
@@ -72,23 +71,6 @@ def test_students_share_the_bases_weights_and_nothing_else(base: LoadedBase) -> 
     assert bool(mx.array_equal(base.model(TOKENS), before))
     own = flat(share_weights(base.model).parameters())
     assert own and all(value is flat(base.model.parameters())[name] for name, value in own.items())
-
-
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_the_decoding_model_computes_what_the_student_does(base: LoadedBase, use_dora: bool) -> None:
-    student = moved(make_student(base, None, NewAdapter(4, 2.0, None, use_dora)))
-    before, base_before = student.model(TOKENS), base.model(TOKENS)
-    folded = decoding_model(student)
-    assert bool(mx.allclose(folded(TOKENS), before, atol=1e-3))
-    assert any("lora_a" in name for name in flat(folded.parameters())) == use_dora  # DoRA stays as it is
-    assert bool(mx.array_equal(student.model(TOKENS), before))
-    assert bool(mx.array_equal(base.model(TOKENS), base_before))
-
-
-def test_half_precision_weights_are_not_folded(base: LoadedBase) -> None:
-    student = make_student(base, None, NewAdapter(4, 2.0))
-    student.model.set_dtype(mx.bfloat16)
-    assert decoding_model(student) is student.model
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
