@@ -15,10 +15,9 @@ from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
 from opd_core.training.cpu_functions import is_fast
-from opd_core.training.cpu_layers import use_cpu_functions
 from opd_core.training.lanes import lanes
 from opd_core.training.lora import share_weights
-from opd_core.training.thin_products import cut_into_blocks, has_small_kernels, is_thin, thin_product
+from opd_core.training.thin_products import cut_into_blocks, has_small_kernels, is_thin, rows_of_a_product, thin_product
 
 MAX_COPIED_BYTES = 2 * 1024**3
 """Most bytes of weights laid out a second time."""
@@ -33,13 +32,13 @@ class BlockLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, blocks: mx.array) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.weight, self.blocks = linear.weight, blocks
+        self.weight, self._blocks = linear.weight, blocks  # with that name not counted as parameters
         if "bias" in linear:
             self.bias = linear.bias
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (..., K) times the weight (N, K), and the bias: (..., N)."""
-        product = thin_product(x, self.blocks, self.weight.shape[0]) if is_thin(x) else x @ self.weight.T
+        """x (..., inputs) times the weight (outputs, inputs), and the bias: (..., outputs)."""
+        product = thin_product(x, self._blocks, self.weight.shape[0]) if is_thin(x) else x @ self.weight.T
         return product + self.bias if "bias" in self else product
 
 
@@ -48,7 +47,7 @@ class BlockEmbedding(nn.Module):
 
     def __init__(self, embedding: nn.Embedding, blocks: mx.array) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.weight, self.blocks = embedding.weight, blocks
+        self.weight, self._blocks = embedding.weight, blocks
 
     def __call__(self, ids: mx.array) -> mx.array:
         """Rows of the weight (V, D) for ids (...): (..., D)."""
@@ -56,7 +55,7 @@ class BlockEmbedding(nn.Module):
 
     def as_linear(self, states: mx.array) -> mx.array:
         """Logits (..., V) of states (..., D)."""
-        return thin_product(states, self.blocks, self.weight.shape[0]) if is_thin(states) else states @ self.weight.T
+        return thin_product(states, self._blocks, self.weight.shape[0]) if is_thin(states) else states @ self.weight.T
 
 
 def decoding_model(model: nn.Module) -> nn.Module:
@@ -66,15 +65,16 @@ def decoding_model(model: nn.Module) -> nn.Module:
     in float32 only: 16-bit weights would round the adapter away. Layers get copies as long as those fit in
     `MAX_COPIED_BYTES`; the others stay as they are.
     """
-    copy = share_weights(model)
     folded = _folded(model)
+    copy = share_weights(model)
     copy.update_modules(tree_unflatten(folded))
-    use_cpu_functions(copy)
     room = MAX_COPIED_BYTES - sum(linear.weight.nbytes for _, linear in folded)
     in_blocks = _in_blocks(copy, room) if has_small_kernels() else []
+    if not folded and not in_blocks:
+        return model
     copy.update_modules(tree_unflatten(in_blocks))
     mx.eval(copy.parameters())
-    return copy if folded or in_blocks else model
+    return copy
 
 
 def _folded(model: nn.Module) -> list[tuple[str, Any]]:
@@ -89,12 +89,16 @@ def _folded(model: nn.Module) -> list[tuple[str, Any]]:
 
 def _in_blocks(model: nn.Module, most_bytes: int) -> list[tuple[str, nn.Module]]:
     """The layers that get blocks, by name, as many as fit; in float32 on a CPU only."""
+    head = None if "lm_head" in model else getattr(getattr(model, "model", None), "embed_tokens", None)
+    # DoRA reads the weight of its linear layer, and never calls it
+    unused = {f"{name}.linear" for name, module in model.named_modules() if "lora_a" in module and "m" in module}
     chosen: list[tuple[str, Any]] = []
     for name, module in model.named_modules():
         kind: Any = type(module)
-        if kind is nn.Linear or (kind is nn.Embedding and "lm_head" not in model):
+        if (kind is nn.Linear and name not in unused) or (kind is nn.Embedding and module is head):
             weight: mx.array = module.weight
-            if is_fast(weight) and weight.nbytes <= most_bytes:
+            fits = weight.nbytes <= most_bytes and rows_of_a_product(weight.shape[1]) > 0
+            if fits and is_fast(weight):
                 most_bytes -= weight.nbytes
                 chosen.append((name, module))
     chosen.sort(key=lambda layer: layer[1].weight.nbytes)  # equal ones side by side keep all lanes busy

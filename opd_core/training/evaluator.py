@@ -99,15 +99,16 @@ def evaluate(
     Args:
         references: ids of the teacher's answers by prompt_id, for `reference_nll`.
     """
-    model = decoding_model(student.model)
     samples: list[SampleScore] = []
     rollouts: list[Rollout] = []
     for start in range(0, len(examples), ROWS_PER_BATCH):
         part = examples[start : start + ROWS_PER_BATCH]
         prompts = [prompt_ids(student.base.tokenizer, example.messages) for example in part]
+        model = decoding_model(student.model)
         decoded = decode(
             model, prompts, 1, Sampling(max_tokens, 0.0), student.base.stop_ids, random_key(0), should_stop
         )
+        del model
         if not decoded:
             return None
         on_progress(start + len(part) // 2, len(examples))

@@ -19,7 +19,7 @@ from opd_core.training.arrays import flat
 
 MAX_LANES = 8
 """Every lane reads all the weights; measured on two cores only."""
-SMALL_PARAMETERS = 5_000_000
+SMALL_TRUNK_PARAMETERS = 5_000_000
 OPERATIONS_AHEAD = 1000
 """Of a training step's graph no more than some hundred operations are ready at a time."""
 
@@ -80,9 +80,12 @@ class Lanes:
 
 
 def lanes(model: nn.Module) -> Lanes:
-    """The lanes for work with `model`: one a core on a CPU; one on a GPU, and for a model so small that waiting for
-    each other would cost its parts more than they gain (beside a busy server, half the speed of a toy model)."""
-    is_small = sum(value.size for value in flat(model.parameters()).values()) < SMALL_PARAMETERS
+    """The lanes for work with `model`: one a core on a CPU; one on a GPU, and for a model with layers so small that
+    waiting for each other would cost its parts more than they gain (beside a busy server, half the speed of a toy
+    model). The embedding does not count: its product is one, and large."""
+    trunk: Sequence[nn.Module] = getattr(model, "layers", [model])
+    parameters = sum(value.size for layer in trunk for value in flat(layer.parameters()).values())
+    is_small = parameters < SMALL_TRUNK_PARAMETERS
     return _one_lane() if is_small or mx.default_device().type != mx.DeviceType.cpu else _lane_a_core()
 
 

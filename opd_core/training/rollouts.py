@@ -99,11 +99,9 @@ class _Writing:
 
     def _share_offsets(self) -> None:
         """Give all layers the same array for the same positions, so that what depends on it is worked out once."""
-        first, *others = self._cache
-        if isinstance(first, BatchKVCache):
-            for layer in others:
-                if isinstance(layer, BatchKVCache):
-                    layer.offset = first.offset
+        layers = [layer for layer in self._cache if isinstance(layer, BatchKVCache)]
+        for layer in layers[1:]:
+            layer.offset = layers[0].offset
 
     def write_down(self, stop_ids: frozenset[int], leave: int = 0) -> None:
         """Look at what was drawn, but for the last `leave` positions; finished rows leave the cache when many are."""

@@ -12,52 +12,65 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 
 import mlx.core as mx
 
 BLOCK = 64
 """Columns of a block: four registers of AVX-512. 32 and 96 were slower, and from 192 on nothing was won."""
-MAX_ROWS = 32
-"""With more, packing is paid back."""
+MAX_ROWS, MAX_GROUPS = 32, 4
+"""Rows, and groups of rows that each are multiplied by themselves: with more, packing is paid back."""
 MAX_MULTIPLICATIONS = 1_000_000
 """What OpenBLAS calls small (`sgemm_small_matrix_permit` for SkylakeX)."""
 CORES = ("SKYLAKEX", "COOPERLAKE", "SAPPHIRERAPIDS")
 KERNEL = "sgemm_small_kernel_nn"
 
 
+def rows_of_a_product(inputs: int) -> int:
+    """How many rows one block of a weight with so many inputs is multiplied with at most; 0: it is too large."""
+    return MAX_MULTIPLICATIONS // (BLOCK * inputs)
+
+
 def cut_into_blocks(weight: mx.array) -> mx.array:
-    """A weight (N, K) as blocks (⌈N / 64⌉, K, 64), the last one filled up with zeros."""
+    """A weight (outputs, inputs) as blocks (⌈outputs / 64⌉, inputs, 64), the last one filled up with zeros."""
     outputs, inputs = weight.shape
     padded = mx.pad(weight, [(0, -outputs % BLOCK), (0, 0)]) if outputs % BLOCK else weight
     return mx.contiguous(padded.reshape(-1, BLOCK, inputs).swapaxes(1, 2))
 
 
 def is_thin(x: mx.array) -> bool:
-    """Whether x (..., L, K) is one position of few rows, for which `thin_product` is the faster way.
+    """Whether x (..., L, D) is one position of few rows, for which `thin_product` is the faster way.
 
     That depends on shapes alone, never on a timing: a resumed run must compute what the first one did.
     """
-    return x.ndim >= 2 and x.shape[-2] == 1 and 0 < x.size // x.shape[-1] <= MAX_ROWS
+    if x.ndim < 2 or x.shape[-2] != 1:
+        return False
+    inputs = x.shape[-1]
+    rows = x.size // inputs
+    return 0 < rows <= min(MAX_ROWS, MAX_GROUPS * rows_of_a_product(inputs))
 
 
 def thin_product(x: mx.array, blocks: mx.array, outputs: int) -> mx.array:
     """x @ weight.T, block by block; for an x of which `is_thin` is true.
 
     Args:
-        x: (..., 1, K), at most `MAX_ROWS` rows.
+        x: (..., 1, D).
         blocks: the weight's, from `cut_into_blocks`.
-        outputs: N, columns of the product.
+        outputs: columns of the product.
 
     Returns:
-        (..., 1, N), the same numbers but for the order of summing.
+        (..., 1, outputs), the same numbers but for the order of summing.
     """
     inputs = blocks.shape[1]
     rows = x.size // inputs
-    together = rows_per_product(rows, inputs)
+    groups = math.ceil(rows / rows_of_a_product(inputs))
+    together = math.ceil(rows / groups)
+    padded = mx.pad(x.reshape(rows, inputs), [(0, groups * together - rows), (0, 0)]) if rows % groups else x
     # groups of rows vary fastest, so that a block is read from memory once for all of them
-    products = x.reshape(1, rows // together, together, inputs) @ blocks[:, None]
-    product = products.transpose(1, 2, 0, 3).reshape(rows, -1)
-    return (product if product.shape[-1] == outputs else product[:, :outputs]).reshape(*x.shape[:-1], outputs)
+    products = padded.reshape(1, groups, together, inputs) @ blocks[:, None]
+    product = products.transpose(1, 2, 0, 3).reshape(groups * together, -1)
+    whole = product.shape == (rows, outputs)
+    return (product if whole else product[:rows, :outputs]).reshape(*x.shape[:-1], outputs)
 
 
 @functools.cache
@@ -73,10 +86,3 @@ def has_small_kernels() -> bool:
     )  # a build for one CPU writes SKYLAKEX, others SkylakeX
     # a build for several CPUs names each one's kernel
     return core in CORES and any(hasattr(symbols, name) for name in (KERNEL, f"{KERNEL}_{core}"))
-
-
-@functools.cache
-def rows_per_product(rows: int, inputs: int) -> int:
-    """How many of the rows are multiplied at a time: a divisor of them, the largest whose product is still small."""
-    most = max(1, MAX_MULTIPLICATIONS // (BLOCK * inputs))
-    return max(count for count in range(1, rows + 1) if rows % count == 0 and count <= most)

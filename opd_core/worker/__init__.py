@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from opd_core.allocator import give_back_memory
 from opd_core.control.processes import KERNEL, Kernel
 from opd_core.control.supervisor import WORKER_COMMAND, Supervisor
 from opd_core.errors import (
@@ -126,6 +127,7 @@ def _free_memory() -> None:
         import mlx.core as mx
 
         mx.clear_cache()
+    give_back_memory()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from opd_core.allocator import give_back_memory
 from opd_core.checkpoint_files import list_checkpoints
 from opd_core.control.machine import free_disk_bytes, read_memory
 from opd_core.errors import StoreError
@@ -115,7 +116,9 @@ class Room:
             import mlx.core as mx
 
             mx.clear_cache()
-        if not self._has_told_memory:
+        give_back_memory()
+        available = self._available_bytes()  # what was short may have been what this worker had kept
+        if available is not None and available < MEMORY_FLOOR_BYTES and not self._has_told_memory:
             self._has_told_memory = True
             self._recorder.warn(
                 f"Memory is nearly used up: {available / 1e6:.0f} MB are free. The system may end this run; it then "

@@ -120,6 +120,21 @@ def test_little_memory_is_said_once(context: JobContext) -> None:
     assert len(warnings) == 1 and "Memory is nearly used up: 200 MB" in warnings[0]
 
 
+def test_memory_that_was_this_workers_own_is_given_back_before_anything_is_said(
+    context: JobContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(context, PLENTY)
+    available = [MEMORY_FLOOR_BYTES - 1]
+    monkeypatch.setattr(room, "give_back_memory", lambda: available.append(PLENTY))
+    looking = Room(
+        context.home.home, context.home.checkpoints("run"), context.recorder,
+        free_bytes=disk.free_bytes, available_bytes=lambda: available[-1], sleep=disk.sleep, clock=disk.clock,
+    )  # fmt: skip
+    looking.wait()
+    assert len(available) == 2
+    assert not [event for event in context.store.events("run") if event.kind == "warning"]
+
+
 def caused(error: Exception, cause: BaseException) -> Exception:
     error.__cause__ = cause
     return error

@@ -28,6 +28,7 @@ from opd_core.state.store import RunStore
 
 TEMPLATE_TOKENS = 20
 MAX_UNKNOWN_LENGTH = 256
+MAX_COPIED_BYTES = 2 * 1024**3  # training/decoding.py's bound on the weights' second layout while writing
 GPU_TOKENS_PER_BATCH, CPU_TOKENS_PER_LANE = 4096, 512  # training/updates.py's bounds on a forward and backward pass
 # Floats kept for the backward pass per token, layer and hidden unit: 2.6 GB at 1,536 tokens × 30 layers × 576.
 ACTIVATIONS_PER_UNIT = 25
@@ -169,7 +170,8 @@ def _memory_bytes(preflight: Preflight, work: _Work) -> float:
     tokens = min(rows * longest, at_once)
     activations = tokens * base.num_layers * base.hidden_size * ACTIVATIONS_PER_UNIT * width
     logits = max(LOGIT_POSITIONS, rows) * base.vocab_size * LOGIT_COPIES * 4
-    return weights + _adapter_bytes(preflight) * OPTIMIZER_COPIES + activations + logits
+    copies = min(4 * base.num_parameters, MAX_COPIED_BYTES) if on_cpu else 0
+    return weights + _adapter_bytes(preflight) * OPTIMIZER_COPIES + max(copies, activations + logits)
 
 
 def _adapter_bytes(preflight: Preflight) -> int:
@@ -197,7 +199,8 @@ def _notes(config: RunConfig, work: _Work) -> tuple[str, ...]:
             if config.teacher_kind == "local"
             else []
         ),
-        "Memory: weights, adapter with its optimizer, activations of one training batch and one chunk of logits.",
+        "Memory: weights, adapter with its optimizer, and the larger of two: activations of one training batch with a "
+        "chunk of logits, or on a CPU the second layout of the weights for writing.",
         "Disk: the checkpoints that are kept, with their optimizer states, and the rollout records.",
     )
 

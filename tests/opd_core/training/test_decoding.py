@@ -7,6 +7,7 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
+from opd_core.control.estimate import estimating
 from opd_core.training import decoding
 from opd_core.training.arrays import flat, number
 from opd_core.training.decoding import BlockEmbedding, BlockLinear, decoding_model
@@ -74,6 +75,17 @@ def test_every_linear_layer_and_the_head_gets_blocks(tied: bool, bias: bool, mon
     assert number(mx.abs(position_by_position(model) - plain(TOKENS)).max()) <= 1e-3
 
 
+@on_a_cpu
+def test_no_copy_is_made_of_what_no_block_would_be_read_of(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "has_small_kernels", lambda: True)
+    dora = decoding_model(make_student(base, None, NewAdapter(4, 2.0, ("self_attn.q_proj",), True)).model)
+    blocks = {name for name, module in dora.named_modules() if isinstance(module, BlockLinear)}
+    assert not any("q_proj" in name for name in blocks)
+    assert any("k_proj" in name for name in blocks)
+    monkeypatch.setattr(decoding, "rows_of_a_product", lambda inputs: 0)  # too wide to be multiplied small
+    assert decoding_model(base.model) is base.model
+
+
 def test_rollouts_are_the_same_ids_with_blocks_and_without(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     student = moved(make_student(base, None, NewAdapter(4, 2.0)))
     written = []
@@ -98,6 +110,10 @@ def test_layers_get_copies_only_as_long_as_there_is_room(base: LoadedBase, monke
     assert kinds.count(BlockLinear) > 0  # not folded, so there is room for blocks
     monkeypatch.setattr(decoding, "MAX_COPIED_BYTES", 0)
     assert decoding_model(student.model) is student.model
+
+
+def test_the_estimate_of_memory_knows_the_bound() -> None:
+    assert estimating.MAX_COPIED_BYTES == decoding.MAX_COPIED_BYTES
 
 
 def test_half_precision_weights_are_neither_folded_nor_copied(base: LoadedBase, small_kernels: bool) -> None:

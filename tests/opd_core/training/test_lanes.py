@@ -72,7 +72,7 @@ def test_a_cpu_gets_a_wider_walk_of_the_graph_unless_someone_chose_one(monkeypat
 def test_a_cpu_has_a_lane_for_each_core_and_a_toy_model_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     assert lanes(model).count == 1
-    monkeypatch.setattr("opd_core.training.lanes.SMALL_PARAMETERS", 1)
+    monkeypatch.setattr("opd_core.training.lanes.SMALL_TRUNK_PARAMETERS", 1)
     expected = min(core_count(), MAX_LANES) if mx.default_device().type == mx.DeviceType.cpu else 1
     assert lanes(model).count == expected
     assert lanes(model) is lanes(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -164,6 +165,23 @@ def test_a_model_whose_caches_do_not_batch_is_refused_by_name() -> None:
     with pytest.raises(CompatibilityError, match="'lonely' cannot write several answers"):
         check_decodes(Lonely(), "lonely")  # type: ignore[no-untyped-call]
     check_decodes(tiny_llama(), "tiny")
+
+
+def test_all_layers_are_given_the_same_positions_to_work_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(layers=3)
+    offsets: list[mx.array] = []
+    plain = type(model.layers[0].self_attn.rope).__call__
+
+    def noted(rope: nn.Module, x: mx.array, offset: mx.array) -> mx.array:
+        offsets.append(offset)
+        return cast(mx.array, plain(rope, x, offset))
+
+    prompts = [[1, 5, 9], [1, 7]]
+    wanted = decode(model, prompts, 2, Sampling(5), frozenset(), random_key(0))
+    monkeypatch.setattr(type(model.layers[0].self_attn.rope), "__call__", noted)
+    assert decode(model, prompts, 2, Sampling(5), frozenset(), random_key(0)) == wanted
+    of_a_position = 3 * 2  # layers, queries and keys
+    assert all(offset is offsets[-1] for offset in offsets[-of_a_position:])
 
 
 def test_reading_on_many_lanes_and_joining_what_was_read_changes_no_rollout(monkeypatch: pytest.MonkeyPatch) -> None:

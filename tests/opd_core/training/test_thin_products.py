@@ -17,7 +17,7 @@ from opd_core.training.thin_products import (
     cut_into_blocks,
     has_small_kernels,
     is_thin,
-    rows_per_product,
+    rows_of_a_product,
     thin_product,
 )
 
@@ -48,7 +48,16 @@ def symbols(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., bool]]:
 
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [(1, 576, 1536), (8, 1536, 576), (3, 7, 259), (32, 576, 4915), (5, 1, 12), (8, 30011, 32), (7, 4096, 64)],
+    [
+        (1, 576, 1536),
+        (8, 1536, 576),
+        (3, 7, 259),
+        (32, 576, 4915),
+        (5, 1, 12),
+        (11, 1536, 64),
+        (4, 15000, 32),
+        (7, 4096, 64),
+    ],
 )
 def test_the_product_is_the_plain_one(rows: int, inputs: int, outputs: int) -> None:
     x, weight = random(rows, 1, inputs), random(outputs, inputs, seed=2)
@@ -73,12 +82,16 @@ def test_a_block_holds_its_columns_together_and_the_last_is_filled_up_with_nothi
     assert number(mx.abs(blocks[1, :, 3:]).max()) == 0.0
 
 
-@pytest.mark.parametrize("inputs", [64, 576, 1536, 4096, 14336])
+@pytest.mark.parametrize("inputs", [64, 576, 1536, 4096, 14336, 16384])
 def test_every_product_is_one_that_the_blas_calls_small(inputs: int) -> None:
-    for rows in range(1, MAX_ROWS + 1):
-        together = rows_per_product(rows, inputs)
-        assert rows % together == 0
-        assert together * inputs * BLOCK <= MAX_MULTIPLICATIONS
+    together = rows_of_a_product(inputs)
+    assert together * inputs * BLOCK <= MAX_MULTIPLICATIONS < (together + 1) * inputs * BLOCK
+
+
+@pytest.mark.parametrize(("inputs", "most"), [(576, MAX_ROWS), (1536, MAX_ROWS), (4864, 12), (14336, 4), (16384, 0)])
+def test_the_wider_the_weight_the_fewer_rows_are_thin(inputs: int, most: int) -> None:
+    for rows in range(1, MAX_ROWS + 2):
+        assert is_thin(mx.zeros((rows, 1, inputs))) == (rows <= most)
 
 
 @pytest.mark.parametrize(
