@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
@@ -42,6 +43,19 @@ CAUSAL_ROWS = 128
 FEW_QUERIES, MANY_KEYS = 8, 256
 HIDDEN = -1e30
 """Added to the score of a position that may not be looked at."""
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """What a cache of a batch may say of itself, as its `shared_prefix`: rows that follow one another begin alike.
+
+    Attributes:
+        rows: of each group that does; divides the batch.
+        length: leading positions in the cache that hold the same keys and values in all rows of a group.
+    """
+
+    rows: int
+    length: int
 
 
 def is_fast(values: mx.array) -> bool:
@@ -97,11 +111,13 @@ def attention(
 ) -> mx.array:
     """The stand-in for `mlx_lm.models.base.scaled_dot_product_attention`, with the same arguments.
 
-    Query heads that share keys are multiplied with them at once.
+    Query heads that share keys are multiplied with them at once; so are, at a single new position, rows whose prefix is
+    the same by the cache's word (Juravsky et al., Hydragen, arXiv 2402.05099).
 
     Args:
         queries: (B, H, L, D).
         keys, values: (B, K, S, D) and (B, K, S, D'), H a multiple of K.
+        cache: looked at for its `shared_prefix` alone.
         mask: "causal", or True where a query may look, or numbers to add; broadcast to (B, H, L, S).
 
     Returns:
@@ -110,6 +126,9 @@ def attention(
     if sinks is not None or hasattr(cache, "bits") or not is_fast(queries):
         return mlx_attention(queries, keys, values, cache, scale, cast(mx.array, mask), sinks)  # a word is as good
     length, before = queries.shape[2], keys.shape[2] - queries.shape[2]
+    prefix: SharedPrefix | None = getattr(cache, "shared_prefix", None)
+    if prefix is not None and length == 1 and not isinstance(mask, str):
+        return _attended_from(prefix, queries * scale, keys, values, mask)
     if not isinstance(mask, str) or length <= CAUSAL_ROWS:
         return _attended(queries * scale, keys, values, mask)
     # what a block of rows may look at ends with its last row: that saves up to half of the scores
@@ -136,6 +155,31 @@ def _attended(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.arra
         scores = scores.reshape(batch, heads, length, reach) + hidden
     weights = softmax(scores.reshape(together))
     return (weights @ values).reshape(batch, heads, length, -1)
+
+
+def _attended_from(
+    prefix: SharedPrefix, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None
+) -> mx.array:
+    """`attention` of one scaled query a row; the keys and values of a prefix are read once for its rows."""
+    batch, heads, _, width = queries.shape
+    shared, each = keys.shape[1], heads // keys.shape[1]
+    groups, rows, length = batch // prefix.rows, prefix.rows, prefix.length
+
+    def grouped(numbers: mx.array) -> mx.array:  # (B, K, H / K, …) → (B / rows, K, rows · H / K, …)
+        apart = numbers.reshape(groups, rows, shared, each, -1)
+        return apart.swapaxes(1, 2).reshape(groups, shared, rows * each, -1)
+
+    def by_row(numbers: mx.array) -> mx.array:
+        together = numbers.reshape(groups, shared, rows, each, -1)
+        return together.swapaxes(1, 2).reshape(batch, shared, each, -1)
+
+    by_head = queries.reshape(batch, shared, each, width)
+    of_prefix = by_row(_products(grouped(by_head), keys[::rows, :, :length]))
+    scores = mx.concatenate([of_prefix, _products(by_head, keys[:, :, length:])], axis=-1)
+    weights = softmax(scores if mask is None else scores + _masks.to_add(mask))
+    from_prefix = by_row(grouped(weights[..., :length]) @ values[::rows, :, :length])
+    found = from_prefix + weights[..., length:] @ values[:, :, length:]
+    return found.reshape(batch, heads, 1, -1)
 
 
 def _products(queries: mx.array, keys: mx.array) -> mx.array:

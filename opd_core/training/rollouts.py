@@ -23,12 +23,15 @@ from mlx_lm.models.cache import BatchKVCache, make_prompt_cache
 
 from opd_core.errors import CompatibilityError
 from opd_core.training.arrays import floats, ints
+from opd_core.training.cpu_functions import SharedPrefix
 from opd_core.training.lanes import Lanes, lanes
 from opd_core.training.logprobs import common_prefix_length
 from opd_core.training.sampling import Sampling, random_key, sample
 from opd_core.types import clean_text
 
 MIN_SHARED_PREFIX = 8
+LONG_PREFIX = 128
+"""Ids before the rollouts of a prompt; with fewer, grouping the rows costs more than reading their keys anew."""
 COMPACT_BELOW = 0.75
 ROWS_PER_LANE = 16
 """Writing with fewer takes as long as reading the weights does, which two lanes do twice and at 1.4 times the speed."""
@@ -116,6 +119,7 @@ class _Writing:
                 keep = mx.array([self._in_cache.index(row) for row in self.alive])
                 for layer in self._cache:
                     layer.filter(keep)
+                    layer.shared_prefix = None
                 self._tokens, self._in_cache = self._tokens[keep], self.alive
 
     def decoded(self, stop_ids: frozenset[int]) -> list[Decoded]:
@@ -158,8 +162,18 @@ def _read(model: nn.Module, rows: Sequence[tuple[int, ...]], uniforms: mx.array,
             for layer, more in zip(cache, other, strict=True):
                 layer.extend(more)
         taken = slice(first * size, (first + together) * size)
+        _tell_shared_prefix(cache, rows[taken])
         writing.append(_Writing(model, cache, [row[-1] for row in rows[taken]], uniforms[:, taken]))
     return writing
+
+
+def _tell_shared_prefix(cache: list[Any], rows: Sequence[tuple[int, ...]]) -> None:
+    """Let attention know which rows hold the same prompt, where reading its keys and values once is worth it."""
+    each = next((place for place, row in enumerate(rows) if row != rows[0]), len(rows))
+    alike = len(rows) % each == 0 and all(row == rows[place - place % each] for place, row in enumerate(rows))
+    for layer in cache if alike and each > 1 else ():
+        if type(layer) is BatchKVCache and layer.size() >= LONG_PREFIX:
+            vars(layer)["shared_prefix"] = SharedPrefix(each, layer.size())
 
 
 def _prefill(model: nn.Module, prompts: Sequence[tuple[int, ...]]) -> tuple[list[Any], list[Any]]:

@@ -14,7 +14,16 @@ from mlx_lm.models.cache import QuantizedKVCache
 
 from opd_core.training import cpu_functions
 from opd_core.training.arrays import number
-from opd_core.training.cpu_functions import attention, is_fast, logsumexp, rms_norm, softmax, softmax_and_norm, swiglu
+from opd_core.training.cpu_functions import (
+    SharedPrefix,
+    attention,
+    is_fast,
+    logsumexp,
+    rms_norm,
+    softmax,
+    softmax_and_norm,
+    swiglu,
+)
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -196,6 +205,32 @@ def test_a_mask_is_not_taken_for_the_one_before_it() -> None:
         shorter = attention(queries[:, :, 1:], keys, values, None, 0.5, "causal")
         wanted = mlx_attention(queries[:, :, 1:], keys, values, None, 0.5, cast(mx.array, "causal"))
         assert number(mx.abs(shorter - wanted).max()) <= 1e-5
+
+
+class Telling:
+    """A cache that tells of a shared prefix."""
+
+    def __init__(self, rows: int, length: int) -> None:
+        self.shared_prefix = SharedPrefix(rows, length)
+
+
+@pytest.mark.parametrize("hides", [False, True])
+@pytest.mark.parametrize(("rows", "length"), [(1, 5), (2, 5), (3, 300), (6, 1)])
+def test_a_prefix_that_rows_share_is_read_once_and_changes_nothing(rows: int, length: int, hides: bool) -> None:
+    prefix = spread((6 // rows, 2, length, 8), 1.0)
+    keys = mx.concatenate([mx.repeat(prefix, rows, axis=0), spread((6, 2, 4, 8), 1.0, 1)], axis=2)
+    values = mx.concatenate([mx.repeat(2.0 * prefix, rows, axis=0), spread((6, 2, 4, 8), 1.0, 2)], axis=2)
+    queries = spread((6, 4, 1, 8), 1.0, 3)
+    seen = mx.arange(length + 4)[None] >= mx.array([0, 1, 2, 0, 3, 1])[:, None] * (length > 4)
+    mask = seen[:, None, None] if hides else None
+    got = attention(queries, keys, values, Telling(rows, length), 0.35, mask)
+    want = mlx_attention(queries, keys, values, None, 0.35, cast(mx.array, mask))
+    assert got.shape == want.shape
+    assert number(mx.abs(got - want).max()) <= 1e-5
+    keys[0, :, 0] = 100.0  # of the first row of a group the prefix is read, of the others it is not
+    others = attention(queries, keys, values, Telling(rows, length), 0.35, None)[1:rows]
+    unchanged = attention(queries, keys, values, None, 0.35, None)[1:rows]
+    assert rows == 1 or number(mx.abs(others - unchanged).max()) > 1e-3
 
 
 def test_what_is_hidden_does_not_count_whatever_stands_there() -> None:

@@ -9,9 +9,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx_lm.models.cache import BatchKVCache
 
 from opd_core.errors import CompatibilityError
+from opd_core.training import rollouts
 from opd_core.training.arrays import number
+from opd_core.training.cpu_functions import SharedPrefix
+from opd_core.training.cpu_layers import use_cpu_functions
 from opd_core.training.lanes import Lanes
 from opd_core.training.logprobs import completion_logprobs, make_scorer, pack
 from opd_core.training.rollouts import Decoded, check_decodes, decode, repetition_rate
@@ -165,6 +169,38 @@ def test_a_model_whose_caches_do_not_batch_is_refused_by_name() -> None:
     with pytest.raises(CompatibilityError, match="'lonely' cannot write several answers"):
         check_decodes(Lonely(), "lonely")  # type: ignore[no-untyped-call]
     check_decodes(tiny_llama(), "tiny")
+
+
+def test_rollouts_that_read_their_prompt_together_are_those_that_read_it_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    use_cpu_functions(model)
+    told: list[SharedPrefix] = []
+
+    def tell(rows: int, length: int) -> SharedPrefix:
+        told.append(SharedPrefix(rows, length))
+        return told[-1]
+
+    monkeypatch.setattr(rollouts, "SharedPrefix", tell)
+    written = []
+    for shortest in (10**9, 1):
+        monkeypatch.setattr(rollouts, "LONG_PREFIX", shortest)
+        written.append(decode(model, PROMPTS, 4, Sampling(24), STOPS, random_key(5)))
+    assert {(found.rows, found.length) for found in told} == {(4, len(PROMPTS[2]) - 1)}
+    assert [found.ids for found in written[0]] == [found.ids for found in written[1]]
+    for apart, together in zip(*written, strict=True):
+        np.testing.assert_allclose(apart.logprobs, together.logprobs, atol=1e-4)
+    assert len({len(found.ids) for found in written[0]}) > 1  # some end early, and the others are written on
+
+
+def test_prompts_that_are_written_an_unequal_number_of_times_are_not_read_together() -> None:
+    caches = [BatchKVCache([0] * 4)]
+    caches[0].update_and_fetch(mx.zeros((4, 1, 200, 4)), mx.zeros((4, 1, 200, 4)))
+    first, second = (1,) * 200, (2,) * 200
+    for rows in ([first, first, first, second], [first, second, first, second], [first, second, second, second]):
+        rollouts._tell_shared_prefix(caches, rows)
+        assert not hasattr(caches[0], "shared_prefix")
+    rollouts._tell_shared_prefix(caches, [first, first, second, second])
+    assert vars(caches[0])["shared_prefix"] == SharedPrefix(2, 200)
 
 
 def test_all_layers_are_given_the_same_positions_to_work_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
