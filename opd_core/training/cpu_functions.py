@@ -117,7 +117,7 @@ def attention(
     Args:
         queries: (B, H, L, D).
         keys, values: (B, K, S, D) and (B, K, S, D'), H a multiple of K.
-        cache: looked at for its `shared_prefix` alone.
+        cache: looked at for its `shared_prefix`; a quantised one is left to mlx-lm.
         mask: "causal", or True where a query may look, or numbers to add; broadcast to (B, H, L, S).
 
     Returns:

@@ -4,8 +4,8 @@ OpenBLAS copies ("packs") a weight into another layout before each product, whic
 product. Its kernels for small matrices, written for AVX-512, do not, but are taken only for products of up to 10⁶
 multiplications in which neither matrix is transposed. They run along the columns of the right-hand matrix. So the
 weight is laid out once as blocks of `BLOCK` such columns, each block together in memory, and the rows are multiplied
-with one block after the other. Measured on SmolLM2-135M, all products of one position: with 1 row 60 ms packed, 25 in
-blocks; with 8 rows 76 and 33; with 32 rows 138 and 93.
+with one block after the other. Measured on SmolLM2-135M, all products of one
+position: with 1 row 60 ms packed, 25 in blocks; with 8 rows 79 and 33.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import mlx.core as mx
 
 BLOCK = 64
-"""Columns of a block: four registers of AVX-512. 32 and 96 were slower, and from 192 on nothing was won."""
+"""Columns of a block: four registers of AVX-512. 32 was no faster, 96 slower, and from 192 on nothing was won."""
 MAX_ROWS, MAX_GROUPS = 32, 4
 """Rows, and groups of rows that each are multiplied by themselves: with more, packing is paid back."""
 MAX_MULTIPLICATIONS = 1_000_000
